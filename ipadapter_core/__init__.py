@@ -1,0 +1,1 @@
+"""Image-prompt attention on torch alone: what a checkpoint is, features -> tokens -> K, V -> image attention."""

@@ -1,0 +1,2 @@
+class IPAdapterError(ValueError):
+    """Something the user can mend; the message says in a sentence what is wrong and what to do."""
