@@ -1,0 +1,155 @@
+"""Image features -> tokens of the UNet's context width, one class for each kind of published `image_proj`.
+
+Parameter names are the checkpoints'; every dimension is read from the shapes. `operations` gives the layer classes
+(torch.nn, or ComfyUI's casting ones).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HEAD = 64  # dim_head of every published Resampler
+
+
+class LinearProjection(nn.Module):
+    """[b, e] -> [b, t, d]: Linear(e, t d), LayerNorm(d) (ImageProjModel of tencent-ailab/IP-Adapter)."""
+
+    def __init__(self, sd: Mapping[str, Tensor], operations: Any = nn):
+        super().__init__()
+        out, features = sd["proj.weight"].shape
+        self.dim = sd["norm.weight"].shape[0]
+        self.proj = operations.Linear(features, out)
+        self.norm = operations.LayerNorm(self.dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.norm(self.proj(features).unflatten(-1, (-1, self.dim)))
+
+
+class MLPProjection(nn.Module):
+    """[b, n, e] -> [b, n, d], every encoder token by itself (full-face; MLPProjModel)."""
+
+    def __init__(self, sd: Mapping[str, Tensor], operations: Any = nn):
+        super().__init__()
+        hidden, features = sd["proj.0.weight"].shape
+        dim = sd["proj.2.weight"].shape[0]
+        self.proj = nn.Sequential(
+            operations.Linear(features, hidden), nn.GELU(), operations.Linear(hidden, dim), operations.LayerNorm(dim)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.proj(features)
+
+
+class PerceiverAttention(nn.Module):
+    """Latents [b, t, w] attend to features and latents side by side (Flamingo, arXiv 2204.14198)."""
+
+    def __init__(self, width: int, inner: int, operations: Any):
+        super().__init__()
+        self.norm1 = operations.LayerNorm(width)
+        self.norm2 = operations.LayerNorm(width)
+        self.to_q = operations.Linear(width, inner, bias=False)
+        self.to_kv = operations.Linear(width, inner * 2, bias=False)
+        self.to_out = operations.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor, latents: Tensor) -> Tensor:
+        latents = self.norm2(latents)
+        k, v = self.to_kv(torch.cat([self.norm1(x), latents], dim=1)).chunk(2, dim=-1)
+        q, k, v = (y.unflatten(-1, (-1, HEAD)).transpose(1, 2) for y in (self.to_q(latents), k, v))
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def _feed_forward(width: int, hidden: int, operations: Any) -> nn.Sequential:
+    return nn.Sequential(
+        operations.LayerNorm(width),
+        operations.Linear(width, hidden, bias=False),
+        nn.GELU(),
+        operations.Linear(hidden, width, bias=False),
+    )
+
+
+class Resampler(nn.Module):
+    """[b, n, e] -> [b, t, o]: t learned latents read the features in a few perceiver layers (plus)."""
+
+    def __init__(self, sd: Mapping[str, Tensor], operations: Any = nn):
+        super().__init__()
+        width, features = sd["proj_in.weight"].shape
+        out = sd["proj_out.weight"].shape[0]
+        if "latents" in sd:
+            self.latents = nn.Parameter(torch.empty(sd["latents"].shape), requires_grad=False)
+        self.proj_in = operations.Linear(features, width)
+        self.proj_out = operations.Linear(width, out)
+        self.norm_out = operations.LayerNorm(out)
+        depth = 1 + max(int(key.split(".")[1]) for key in sd if key.startswith("layers."))
+        self.layers = nn.ModuleList(
+            nn.ModuleList((
+                PerceiverAttention(width, sd[f"layers.{i}.0.to_q.weight"].shape[0], operations),
+                _feed_forward(width, sd[f"layers.{i}.1.1.weight"].shape[0], operations),
+            ))
+            for i in range(depth)
+        )  # fmt: skip
+
+    def forward(self, features: Tensor, latents: Tensor | None = None) -> Tensor:
+        if latents is None:
+            latents = self.latents.to(features).expand(features.shape[0], -1, -1)
+        x = self.proj_in(features)
+        for attention, feed_forward in self.layers:  # type: ignore[misc]
+            latents = latents + attention(x, latents)
+            latents = latents + feed_forward(latents)
+        return self.norm_out(self.proj_out(latents))
+
+
+class FaceIDProjection(nn.Module):
+    """Face embeddings [b, 512] -> [b, t, d] (FaceID and portrait; MLPProjModel of ip_adapter_faceid)."""
+
+    def __init__(self, sd: Mapping[str, Tensor], operations: Any = nn):
+        super().__init__()
+        hidden, embedding = sd["proj.0.weight"].shape
+        self.dim = sd["norm.weight"].shape[0]
+        self.proj = nn.Sequential(
+            operations.Linear(embedding, hidden), nn.GELU(), operations.Linear(hidden, sd["proj.2.weight"].shape[0])
+        )
+        self.norm = operations.LayerNorm(self.dim)
+
+    def forward(self, faces: Tensor) -> Tensor:
+        return self.norm(self.proj(faces).unflatten(-1, (-1, self.dim)))
+
+
+class FaceIDPlusProjection(FaceIDProjection):
+    """Face embeddings [b, 512] and CLIP features of the face [b, n, e] -> [b, t, d] (ProjPlusModel).
+
+    The tokens of the ID are the latents of a Resampler. `shortcut` (v2): id tokens + scale * resampled; without it (v1)
+    the resampled tokens alone.
+    """
+
+    def __init__(self, sd: Mapping[str, Tensor], operations: Any = nn):
+        super().__init__(sd, operations)
+        prefix = "perceiver_resampler."
+        inner = {key.removeprefix(prefix): value for key, value in sd.items() if key.startswith(prefix)}
+        self.perceiver_resampler = Resampler(inner, operations)
+
+    def forward(self, faces: Tensor, features: Tensor, shortcut: bool = False, scale: float = 1.0) -> Tensor:
+        tokens = super().forward(faces)
+        resampled = self.perceiver_resampler(features, tokens)
+        return tokens + scale * resampled if shortcut else resampled
+
+
+PROJECTIONS: dict[str, type[nn.Module]] = {
+    "linear": LinearProjection,
+    "mlp": MLPProjection,
+    "resampler": Resampler,
+    "faceid": FaceIDProjection,
+    "faceid_plus": FaceIDPlusProjection,
+}
+
+
+def build_projection(kind: str, sd: Mapping[str, Tensor], operations: Any = nn) -> nn.Module:
+    """The module of `kind` on the tensors of `sd` themselves: nothing is initialised and nothing copied."""
+    with torch.device("meta"):
+        module = PROJECTIONS[kind](sd, operations)
+    module.load_state_dict(sd, assign=True)
+    return module.eval().requires_grad_(False)
