@@ -1,0 +1,65 @@
+"""The golden values: what ComfyUI_IPAdapter_plus 2.0.0 gave for the same calls on the same synthetic weights (see support/lab.py).
+
+Every case calls the nodes in the established interface and samples a tiny real ComfyUI UNet with the patched model; helper nodes are
+compared by their outputs. TOLERANCE is the rounding of float32 sums in another order over some twenty layers and three to six steps.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from support import cases as sampled
+from support import node_cases as helpers
+from support import world as world_module
+
+TOLERANCE = 1e-4
+INCLUDED = (
+    "family/base", "family/plus", "family/full_face", "weight_type/", "scaling/", "combine/", "negative", "mask", "window/", "stack/",
+    "images_in_batch/", "no_cfg/", "dpmpp/", "embeds", "encoder/", "prep/",
+)  # fmt: skip
+NEEDS_FACES = ("family/faceid", "family/portrait", "face_image")
+
+SUPPORT = Path(sampled.__file__).parent
+GOLDEN = {**load_file(SUPPORT / "golden.safetensors"), **json.loads((SUPPORT / "golden.json").read_text())}
+CASES = {name: case for name, case in sampled.cases().items() if name.startswith(INCLUDED)}
+NODE_CASES = {name: case for name, case in helpers.node_cases().items() if name.startswith(INCLUDED)}
+
+
+@pytest.fixture
+def face_align(name, monkeypatch):
+    """The resize in place of insightface's face crop that the golden values of the face cases were made with."""
+    if name.startswith(NEEDS_FACES):
+        for module, stand_in in world_module.face_align_modules().items():
+            monkeypatch.setitem(sys.modules, module, stand_in)
+
+
+@pytest.mark.usefixtures("face_align")
+@pytest.mark.parametrize("name", CASES)
+def test_latent(name, pack, world):
+    arch, patch, sampling = CASES[name]
+    got = world.out(arch, patch(world, pack), **sampling)
+    effect = (GOLDEN[name] - world.baseline(arch, **sampling)).norm()
+    assert (got - GOLDEN[name]).norm() / effect < TOLERANCE
+
+
+@pytest.mark.usefixtures("face_align")
+@pytest.mark.parametrize("name", NODE_CASES)
+def test_outputs(name, pack, world):
+    want = {key.rsplit("/", 1)[1]: value for key, value in GOLDEN.items() if key.rsplit("/", 1)[0] == f"node/{name}"}
+    got = helpers.digests(NODE_CASES[name](world, pack))
+    assert want
+    for output, value in want.items():
+        if isinstance(value, str):
+            assert got[output] == value
+        else:
+            assert helpers.node_error(got[output], value) < TOLERANCE
+
+
+def test_every_golden_value_has_its_case():
+    """No recorded value is left without a call that is held against it, and no case without a value."""
+    named = set(sampled.cases()) | {f"node/{name}" for name in helpers.node_cases()}
+    recorded = {key.rsplit("/", 1)[0] if key.startswith("node/") else key for key in GOLDEN}
+    assert named == recorded
