@@ -1,0 +1,131 @@
+"""Small random models under the published names and in the published layouts, made with a real ComfyUI.
+
+Run as a script: python models.py COMFYUI FOLDER NAME...  writes FOLDER/checkpoints/NAME and so on; a NAME is FOLDER-relative, such as
+"checkpoints/v1-5-pruned-emaonly-fp16.safetensors". ComfyUI's own loaders take the checkpoints and encoders once tiny_models_pack is
+among its custom nodes.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from support import lab, synth
+
+CHECKPOINT, SDXL_CHECKPOINT = "checkpoints/v1-5-pruned-emaonly-fp16.safetensors", "checkpoints/sd_xl_base_1.0.safetensors"
+VIT_H, VIT_G = "clip_vision/CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", "clip_vision/CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors"
+VIT_L_336 = "clip_vision/clip-vit-large-patch14-336.safetensors"
+ENCODER_SHAPES = {  # name contains -> hidden width, projection, input size
+    "bigg": (1664, 1280, 224),
+    "vit-g": (1664, 1280, 224),
+    "336": (1024, 768, 336),
+    "large": (1024, 768, 224),
+    "": (1280, 1024, 224),
+}
+ADAPTER_FAMILIES = (  # pattern of the published name -> family of synth.adapter; the first that is found
+    (r"kolors|plus_general", "kolors_plus"),
+    (r"portrait.*unnorm", "portrait_unnorm"),
+    (r"portrait", "portrait"),
+    (r"faceid[-_]plus", "faceid_plus"),
+    (r"faceid", "faceid"),
+    (r"full[-_]face", "full_face"),
+    (r"plus", "plus"),
+    (r"sdxl(?!.*vit-h)|vit-G", "base_vit_g"),
+    (r"", "base"),
+)
+
+
+def is_sdxl(name: str) -> bool:
+    return re.search(r"xl|proteus|kolors|plus_general|pony|illustrious", name, re.IGNORECASE) is not None
+
+
+def fill(module: torch.nn.Module, seed: int) -> None:
+    """Random weights that keep activations near unit size: matrices by their fan-in, norms one, biases zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in module.named_parameters():
+        if p.dim() > 1:
+            scale = 1.0 if "embedding" in name else p[0].numel() ** -0.5
+            p.data = torch.randn(p.shape, generator=generator).mul_(scale).to(p.dtype)
+        elif name.endswith("weight"):
+            p.data.fill_(1.0)
+        elif p.dim():
+            p.data.zero_()
+
+
+def checkpoint(path: Path, pack) -> None:
+    """A narrow UNet, short text encoders and a TAESD in ComfyUI's own checkpoint layout."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.sd
+    import comfy.taesd.taesd
+
+    arch, narrow = ("sdxl", pack.NarrowSDXL) if is_sdxl(path.name) else ("sd15", pack.NarrowSD15)
+    config = narrow({**lab.CONF[arch], "model_channels": pack.WIDTH, "dtype": torch.float16})
+    config.set_inference_dtype(torch.float16, None)
+    unet = config.get_model({}, "")
+    fill(unet.diffusion_model, 1)
+    clip = comfy.sd.CLIP(config.clip_target({}))
+    fill(clip.cond_stage_model, 2)
+    small = comfy.taesd.taesd.TAESD()
+    fill(small, 3)
+    vae = comfy.sd.VAE(sd=small.state_dict())
+    device = comfy.model_management.get_torch_device()
+    comfy.sd.save_checkpoint(str(path), comfy.model_patcher.ModelPatcher(unet, device, device), clip, vae)
+
+
+def encoder(path: Path, pack) -> None:
+    """A CLIP Vision encoder with the published widths and two layers."""
+    width, projection, size = next(shape for part, shape in ENCODER_SHAPES.items() if part in path.name.lower())
+    shape = dict(hidden_size=width, projection_dim=projection, image_size=size, intermediate_size=width, num_hidden_layers=2)
+    model = pack.make_encoder({**shape, "model_type": "clip_vision_model", "num_channels": 3, "patch_size": 14, **pack.ENCODERS[width]}).model
+    fill(model, 4)
+    save_file({key: value.half().contiguous() for key, value in model.state_dict().items()}, path)
+
+
+def adapter(path: Path, pack) -> None:
+    """An adapter of the family that its published name means, as wide as the narrow UNet."""
+    family = next(family for pattern, family in ADAPTER_FAMILIES if re.search(pattern, path.name))
+    state = synth.adapter(family, "sdxl" if is_sdxl(path.name) else "sd15")
+    synth.save_adapter({group: {key: value.half() for key, value in part.items()} for group, part in state.items()}, path)
+
+
+def lora(path: Path, pack) -> None:
+    """The LoRA that is published beside a FaceID adapter: diffusers' names, rank 8, on every attention."""
+    arch = "sdxl" if is_sdxl(path.name) else "sd15"
+    layers = synth.ip_layers(arch, synth.TINY, lora=8)
+    save_file({key: value.half() for key, value in layers.items() if "_lora" in key}, path)
+
+
+def vae(path: Path, pack) -> None:
+    import comfy.taesd.taesd
+
+    small = comfy.taesd.taesd.TAESD()
+    fill(small, 3)
+    save_file({key: value.contiguous() for key, value in small.state_dict().items()}, path)
+
+
+MAKERS = {"checkpoints": checkpoint, "clip_vision": encoder, "ipadapter": adapter, "loras": lora, "vae": vae}
+
+
+def make(folder: Path, names: list[str]) -> None:
+    """Write those models of `names` (such as "ipadapter/ip-adapter_sd15.safetensors") that `folder` does not hold yet."""
+    pack = lab.load_module("tiny_models_pack", Path(__file__).parent / "tiny_models_pack")
+    for name in names:
+        path = folder / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f"part-{path.name}")
+            with torch.no_grad():
+                MAKERS[Path(name).parts[0]](part, pack)
+            part.rename(path)
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[2]).resolve()
+    lab.boot(Path(sys.argv[1]).resolve(), target.parent)
+    make(target, sys.argv[3:])

@@ -1,0 +1,133 @@
+"""A real ComfyUI server as a subprocess, driven over HTTP with the standard library alone."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__")
+
+
+class ServerError(RuntimeError):
+    """The server did not start, refused a prompt, or a node failed; `details` is what it answered."""
+
+    def __init__(self, message: str, details: Any = None):
+        super().__init__(message)
+        self.details = details
+
+
+def link(source: Path, target: Path) -> None:
+    """Put `source` at `target`: a link, or a copy where the system grants no links."""
+    if target.exists():
+        return
+    try:
+        target.symlink_to(source, target_is_directory=source.is_dir())
+    except OSError:
+        shutil.copytree(source, target, ignore=NOT_COPIED) if source.is_dir() else shutil.copy2(source, target)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Server:
+    """`base` holds models/, input/, output/ and custom_nodes/; each of `packs` is linked there. Use it as a context manager."""
+
+    def __init__(self, python: str, comfy: Path, base: Path, packs: dict[str, Path]):
+        self.base, self.log = base, base / "server.log"
+        for folder in ("models", "input", "output", "custom_nodes", "user", "temp"):
+            (base / folder).mkdir(parents=True, exist_ok=True)
+        for name, folder in packs.items():
+            link(folder, base / "custom_nodes" / name)
+        example = comfy / "input" / "example.png"
+        if example.exists():
+            link(example, base / "input" / "example.png")
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.command = [python, str(comfy / "main.py"), "--cpu", "--port", str(port), "--base-directory", str(base)]
+        self.command += ["--disable-auto-launch", "--database-url", "sqlite:///:memory:"]
+
+    def __enter__(self) -> "Server":
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=self.base)
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                self.get("/system_stats")
+                return self
+            except OSError:
+                time.sleep(0.3)
+        self.__exit__()
+        raise ServerError(f"ComfyUI did not start; the end of {self.log}:\n{self.log_text()[-3000:]}")
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def log_text(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def get(self, path: str) -> Any:
+        """The JSON behind a path of the server."""
+        return json.loads(self.get_bytes(path))
+
+    def get_bytes(self, path: str) -> bytes:
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return answer.read()
+
+    def queue(self, prompt: dict[str, Any]) -> str:
+        """Queue an API prompt; returns its id. Raises ServerError with the server's answer if it does not validate."""
+        body = json.dumps({"prompt": prompt, "client_id": uuid.uuid4().hex}).encode()
+        request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.load(answer)["prompt_id"]
+        except urllib.error.HTTPError as error:
+            details = json.load(error)
+            raise ServerError(f"the server refused the prompt: {details}", details) from None
+
+    def wait(self, prompt_id: str, seconds: float = 600, tick: Callable[[str], None] | None = None) -> dict[str, Any]:
+        """The finished prompt's history. `tick` gets the last line of the log meanwhile. Raises ServerError if a node failed."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.process.poll() is None:
+            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            if entry:
+                return self.checked(entry)
+            if tick:
+                tick(self.last_line())
+            time.sleep(0.1)
+        raise ServerError(f"the prompt did not finish within {seconds} s; the end of {self.log}:\n{self.log_text()[-3000:]}")
+
+    def checked(self, entry: dict[str, Any]) -> dict[str, Any]:
+        for kind, details in entry["status"]["messages"]:
+            if kind == "execution_error":
+                raise ServerError(f"{details['node_type']}: {details['exception_message'].strip()}", details)
+        return entry
+
+    def last_line(self) -> str:
+        lines = self.log_text()[-500:].replace("\r", "\n").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "")
+
+    def run(self, prompt: dict[str, Any], seconds: float = 600, tick: Callable[[str], None] | None = None) -> list[bytes]:
+        """Queue a prompt, wait for it and return its pictures as PNG files, in the order of their nodes."""
+        return self.pictures(self.wait(self.queue(prompt), seconds, tick))
+
+    def pictures(self, entry: dict[str, Any]) -> list[bytes]:
+        found = [image for _, output in sorted(entry["outputs"].items()) for image in output.get("images", [])]
+        return [self.get_bytes("/view?" + urllib.parse.urlencode(image)) for image in found]

@@ -1,0 +1,100 @@
+"""Test-only node pack: lets ComfyUI's own loaders take narrow SD 1.5 and SDXL checkpoints and short CLIP Vision encoders.
+
+A narrow model has the blocks, key names and text width of the published one, so that workflow files run unmodified within seconds.
+"""
+
+import json
+import logging
+import os
+import tempfile
+
+import comfy.clip_vision
+import comfy.sd1_clip
+import comfy.sdxl_clip
+import comfy.supported_models
+from comfy.supported_models_base import ClipTarget
+
+from .stand_ins import NODE_CLASS_MAPPINGS
+
+__all__ = ["NODE_CLASS_MAPPINGS"]
+
+WIDTH = 32  # channels of the UNet's first block; 320 in the published models
+SHORT_TEXT = {"num_hidden_layers": 3, "intermediate_size": 512}
+ENCODERS = {  # hidden width -> what the tensors' shapes do not tell
+    1024: {"num_attention_heads": 16, "hidden_act": "quick_gelu"},
+    1280: {"num_attention_heads": 16, "hidden_act": "gelu"},
+    1664: {"num_attention_heads": 16, "hidden_act": "gelu"},
+}
+
+_load_clip_vision = comfy.clip_vision.load_clipvision_from_sd
+
+
+def short_text_options(model_options: dict) -> dict:
+    return {**model_options, "clip_l_model_config": SHORT_TEXT, "clip_g_model_config": SHORT_TEXT}
+
+
+class NarrowSD15Clip(comfy.sd1_clip.SD1ClipModel):
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        super().__init__(device=device, dtype=dtype, model_options=short_text_options(model_options or {}))
+
+
+class NarrowSDXLClip(comfy.sdxl_clip.SDXLClipModel):
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        super().__init__(device=device, dtype=dtype, model_options=short_text_options(model_options or {}))
+
+
+class NarrowSD15(comfy.supported_models.SD15):
+    unet_config = {**comfy.supported_models.SD15.unet_config, "model_channels": WIDTH}  # noqa: RUF012 (the host's interface)
+    unet_extra_config = {"num_heads": 2, "num_head_channels": -1}  # noqa: RUF012
+
+    def clip_target(self, state_dict=None):
+        return ClipTarget(comfy.sd1_clip.SD1Tokenizer, NarrowSD15Clip)
+
+
+class NarrowSDXL(comfy.supported_models.SDXL):
+    unet_config = {**comfy.supported_models.SDXL.unet_config, "model_channels": WIDTH}  # noqa: RUF012
+
+    def clip_target(self, state_dict=None):
+        return ClipTarget(comfy.sdxl_clip.SDXLTokenizer, NarrowSDXLClip)
+
+
+def encoder_config(sd: dict) -> dict:
+    """The encoder's configuration, read off the shapes of its state dict in transformers' naming."""
+    width, channels, patch, _ = sd["vision_model.embeddings.patch_embedding.weight"].shape
+    positions = sd["vision_model.embeddings.position_embedding.weight"].shape[0]
+    layers = {key.split(".")[3] for key in sd if key.startswith("vision_model.encoder.layers.")}
+    return {
+        "model_type": "clip_vision_model",
+        "hidden_size": width,
+        "image_size": round((positions - 1) ** 0.5) * patch,
+        "intermediate_size": sd["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "num_channels": channels,
+        "num_hidden_layers": len(layers),
+        "patch_size": patch,
+        "projection_dim": sd["visual_projection.weight"].shape[0],
+        **ENCODERS[width],
+    }
+
+
+def make_encoder(config: dict) -> comfy.clip_vision.ClipVisionModel:
+    """An encoder of this configuration, its weights not yet set."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "config.json")
+        with open(path, "w") as file:
+            json.dump(config, file)
+        return comfy.clip_vision.ClipVisionModel(path)
+
+
+def load_clip_vision(sd: dict, prefix: str = "", convert_keys: bool = False):
+    """ComfyUI's own loader where it knows the file, else an encoder of the file's own depth."""
+    deep = any(f"{prefix}vision_model.encoder.layers.{layer}.layer_norm1.weight" in sd for layer in (22, 30, 47))
+    if convert_keys or deep or "vision_model.encoder.layers.0.layer_norm1.weight" not in sd:
+        return _load_clip_vision(sd, prefix, convert_keys)
+    encoder = make_encoder(encoder_config(sd))
+    encoder.load_sd(sd)
+    return encoder
+
+
+comfy.supported_models.models[:0] = [NarrowSD15, NarrowSDXL]
+comfy.clip_vision.load_clipvision_from_sd = load_clip_vision
+logging.getLogger(__name__).info("narrow test models can be loaded")
