@@ -1,8 +1,10 @@
 """diffusers' UNets of SD1.5's and SDXL's layout in the width of `lab.unet`, as an independent source for what belongs where."""
 
-from diffusers import UNet2DConditionModel
+from typing import Any
 
-_CONF = {
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+_CONF: dict[str, dict[str, Any]] = {
     "sd15": dict(
         block_out_channels=(32, 64, 128, 128),
         cross_attention_dim=768,
