@@ -1,0 +1,81 @@
+"""Pictures before they reach an encoder: channels, squares, resizing, sharpening. A picture batch is [b, h, w, c], values 0..1."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from .errors import IPAdapterError
+
+CROP_POSITIONS = ("top", "bottom", "left", "right", "center", "pad")
+INTERPOLATIONS = ("LANCZOS", "BICUBIC", "HAMMING", "BILINEAR", "BOX", "NEAREST")
+
+
+def rgb(image: Tensor, name: str = "image") -> Tensor:
+    """Bring a batch [b, h, w, 1..4] to [b, h, w, 3] float32 in 0..1: grey is repeated, alpha dropped.
+
+    Raises IPAdapterError, calling the picture `name`, for anything that is no batch of pictures or has values that are not finite.
+    """
+    if image.ndim != 4 or image.shape[3] not in (1, 2, 3, 4) or not image.is_floating_point():
+        raise IPAdapterError(
+            f"The {name} input is not a picture: it has the shape {list(image.shape)} ({image.dtype}) instead of [batch, height, width, channels]. "
+            "Connect an IMAGE output."
+        )
+    if image.numel() == 0:
+        raise IPAdapterError(f"The {name} input is empty (shape {list(image.shape)}). Connect at least one picture.")
+    channels = image[..., :3] if image.shape[3] >= 3 else image[..., :1].expand(-1, -1, -1, 3)
+    channels = channels.float()
+    if not torch.isfinite(channels).all():
+        raise IPAdapterError(f"The {name} input has pixels that are not numbers (NaN or infinite). The node that made this picture failed: look there.")
+    return channels.clamp(0, 1)
+
+
+def square(image: Tensor, position: str = "center") -> Tensor:
+    """Make [b, h, w, c] square: cropped at the named side, or padded with black (`pad`). The other axis is centred."""
+    h, w = image.shape[1:3]
+    if position == "pad":
+        size = max(h, w)
+        top, left = (size - h) // 2, (size - w) // 2
+        return F.pad(image, (0, 0, left, size - w - left, top, size - h - top))
+    size = min(h, w)
+    top = {"top": 0, "bottom": h - size}.get(position, (h - size) // 2)
+    left = {"left": 0, "right": w - size}.get(position, (w - size) // 2)
+    return image[:, top : top + size, left : left + size]
+
+
+def center_crop(image: Tensor, height: int, width: int) -> Tensor:
+    """The middle of [b, h, w, c]; halves of a pixel are rounded to even (torchvision's CenterCrop)."""
+    top, left = round((image.shape[1] - height) / 2), round((image.shape[2] - width) / 2)
+    return image[:, top : top + height, left : left + width]
+
+
+def resize(image: Tensor, height: int, width: int, interpolation: str = "LANCZOS") -> Tensor:
+    """Resize [b, h, w, 3] with the named PIL filter. Pixels pass through 8 bits, rounded down."""
+    resample = Image.Resampling[interpolation]
+    bytes_in = (image * 255).to(torch.uint8).cpu().numpy()
+    resized = [np.asarray(Image.fromarray(picture).resize((width, height), resample)) for picture in bytes_in]
+    return torch.from_numpy(np.stack(resized)).to(image) / 255
+
+
+def sharpen(image: Tensor, strength: float) -> Tensor:
+    """Contrast-adaptive sharpening of [b, h, w, c], strength 0..1 (0 still sharpens a little: leave the call out for none).
+
+    After AMD's FidelityFX CAS; here every channel stands alone, the border is zero and minima and maxima are those of the cross plus those of the corners.
+    """
+    padded = F.pad(image, (0, 0, 1, 1, 1, 1))
+    h, w = image.shape[1:3]
+    shifted = torch.stack([padded[:, y : y + h, x : x + w] for y in range(3) for x in range(3)])
+    cross, corners = shifted[[1, 3, 4, 5, 7]], shifted[[0, 2, 6, 8]]
+    low = cross.amin(0).clamp(min=0) + corners.amin(0).clamp(min=0)
+    high = cross.amax(0).clamp(max=1) + corners.amax(0).clamp(max=1)
+    amplitude = (torch.minimum(low, 2 - high) / high).sqrt()
+    ring = -amplitude * (strength * (1 / 5 - 1 / 8) + 1 / 8)
+    sharp = (shifted[[1, 3, 5, 7]].sum(0) * ring + image) / (1 + 4 * ring)
+    return sharp.nan_to_num().clamp(0, 1)
+
+
+def prepare(image: Tensor, interpolation: str = "LANCZOS", position: str = "center", sharpening: float = 0.0, size: int = 224) -> Tensor:
+    """Pictures [b, h, w, 1..4] as a CLIP vision encoder wants them: [b, size, size, 3], squared, resized, sharpened."""
+    out = resize(square(rgb(image), position), size, size, interpolation)
+    return sharpen(out, sharpening) if sharpening > 0 else out

@@ -1,0 +1,101 @@
+"""References cut into tiles: one region of the picture per tile (Tiled), or finer features of a picture (ClipVision Enhancer)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import IPAdapterError
+from .images import center_crop, resize, rgb, sharpen
+
+TILE = 256
+LONGEST = 4 * TILE
+
+
+def reference_tiles(image: Tensor, mask: Tensor | None = None, sharpening: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Cut pictures [b, h, w, 1..4] into n tiles [n, b, 256, 256, 3]; masks [n, m, H, W] are their places on the reference.
+
+    Pictures of nearly square shape become 512 x 512, others 256 on the short side and at most 1024 on the long one (centre crops).
+    `mask` [m, h, w], of any size, is brought to the reference's shape; each tile's mask is it inside the tile and 0 elsewhere.
+    """
+    image = rgb(image)
+    _, h, w, _ = image.shape
+    region = image.new_ones(1, h, w, 1) if mask is None else _bicubic(mask.to(image).reshape(-1, *mask.shape[-2:], 1), h, w)
+    short = min(h, w)
+    if 0.75 < h / w < 1.33:
+        image, region = center_crop(image, short, short), center_crop(region, short, short)
+        height = width = 2 * TILE
+    else:
+        height, width = h * TILE // short, w * TILE // short
+    image, region = resize(image, height, width), _bicubic(region, height, width)
+    height, width = min(height, LONGEST), min(width, LONGEST)
+    image, region = center_crop(image, height, width), center_crop(region, height, width)[..., 0]
+    if sharpening > 0:
+        image = sharpen(image, sharpening)
+    boxes = [
+        (slice(None), slice(top, top + TILE), slice(left, left + TILE)) for top in tile_starts(height) for left in tile_starts(width)
+    ]
+    masks = region.new_zeros(len(boxes), *region.shape)
+    for tile_mask, box in zip(masks, boxes, strict=True):
+        tile_mask[box] = region[box]
+    return torch.stack([image[box] for box in boxes]), masks
+
+
+def tile_starts(side: int) -> list[int]:
+    """Where the tiles begin along a side: as few as cover it, evenly overlapping."""
+    count = math.ceil(side / TILE)
+    overlap = (count * TILE - side) / max(count - 1, 1)
+    return [int(i * (TILE - overlap)) for i in range(count)]
+
+
+def _bicubic(x: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(x.movedim(-1, 1), size=(height, width), mode="bicubic", antialias=True, align_corners=False).movedim(1, -1)
+
+
+def split_tiles(image: Tensor, k: int) -> Tensor:
+    """Cut the centre square of pictures [b, h, w, c] into k x k equal tiles: [b k k, s, s, c], picture by picture, row by row.
+
+    Raises IPAdapterError where a picture has fewer than k pixels on a side.
+    """
+    short = min(image.shape[1:3])
+    side = short // k
+    if side == 0:
+        raise IPAdapterError(f"The picture is too small to be cut into {k} x {k} tiles. Lower enhance_tiles or connect a larger picture.")
+    image = center_crop(image, short, short)[:, : side * k, : side * k]
+    return image.unflatten(1, (k, side)).unflatten(3, (k, side)).transpose(2, 3).flatten(0, 2)
+
+
+def merge_tile_features(features: Tensor, k: int) -> Tensor:
+    """Features of the tiles that split_tiles cut, put together on their grid and average-pooled to the grid of one picture.
+
+    Hidden states [b k k, 1 + n n, c] -> [b, 1 + n n, c], class tokens averaged. Embeds [b k k, e] -> [b, e], where the e values are
+    seen as a square, or as the rectangle nearest to one (1280: 32 x 40).
+    Raises IPAdapterError where the tokens after the first do not form a square.
+    """
+    tiles = features.unflatten(0, (-1, k * k))
+    if features.ndim == 2:
+        rows = next(r for r in range(math.isqrt(features.shape[1]), 0, -1) if features.shape[1] % r == 0)
+        return _pool_grid(tiles.unflatten(2, (rows, -1)).unsqueeze(-1), k)[..., 0]
+    n = math.isqrt(features.shape[1] - 1)
+    if n * n != features.shape[1] - 1:
+        raise IPAdapterError(
+            f"Tiles cannot be merged: this CLIP vision encoder gives {features.shape[1]} tokens, which is not a square and a class token. "
+            "Set enhance_tiles to 1."
+        )
+    return torch.cat([tiles[:, :, :1].mean(1), _pool_grid(tiles[:, :, 1:].unflatten(2, (n, n)), k)], dim=1)
+
+
+def _pool_grid(tiles: Tensor, k: int) -> Tensor:
+    """[b, k k, r, s, c] -> [b, r s, c]"""
+    grid = tiles.unflatten(1, (k, k)).permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # [b, c, k r, k s]
+    return F.avg_pool2d(grid, k).flatten(2).transpose(1, 2)
+
+
+def join_tiled(full: Tensor, tiled: Tensor, ratio: float) -> Tensor:
+    """Features of whole pictures and of their tiles [b, ...]: mixed with `ratio` for several pictures, side by side (full * ratio first) for one."""
+    if full.shape[0] == 1:
+        return torch.cat([full * ratio, tiled])
+    return full * ratio + tiled * (1 - ratio)
