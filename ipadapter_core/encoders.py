@@ -72,7 +72,8 @@ def tower_of(shapes: Shapes) -> Tower | None:
 
 
 def fits(tower: Tower, encoder: Encoder) -> bool:
-    """Whether `tower` gives what `encoder` asks for: the same tower, or the same width where the adapter's is not a known one."""
-    if encoder.name in TOWERS:
-        return tower.name == encoder.name
-    return encoder.width == (tower.projected if encoder.feature == PROJECTED else tower.hidden)
+    """Whether `tower` gives what `encoder` asks for: the feature's width, and the token count of the published encoder if it is one."""
+    if encoder.width != (tower.projected if encoder.feature == PROJECTED else tower.hidden):
+        return False
+    known = TOWERS.get(encoder.name)
+    return known is None or (tower.hidden, tower.tokens) == (known.hidden, known.tokens)

@@ -13,7 +13,7 @@ from .encoders import HIDDEN, PROJECTED, Encoder, needed
 from .errors import IPAdapterError
 from .kinds import kind_of, text_of
 
-__all__ = ["Encoder", "Info", "identify", "tokens_of"]
+__all__ = ["Encoder", "Info", "has_twin", "identify", "tokens_of"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -105,6 +105,11 @@ def identify(shapes: Shapes, name: str = "", sha256: str | None = None) -> Info:
     if not any(key.startswith(("image_proj.", "ip_adapter.")) for key in shapes):
         raise _wrong_kind(shapes, name)
     return _unet(shapes, name, sha256)
+
+
+def has_twin(info: Info) -> bool:
+    """Whether a published file of another family has the same shapes, so that the file's SHA-256 says more than its name."""
+    return info.family in ("portrait-unnorm", "instantid") or (info.base == "SD1.5" and info.family.startswith("faceid-plus"))
 
 
 def tokens_of(encoder: Encoder) -> int:
