@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,26 @@ class KV:
         both = self.rows[:, slot.offset : slot.offset + 2 * slot.size]
         k, v = both.view(-1, 2, slot.heads, slot.tokens, slot.dim).unbind(1)
         return k, v
+
+
+def build_layers(sd: Mapping[str, Tensor], operations: Any = nn) -> nn.ModuleDict:
+    """{number: {to_k_ip, to_v_ip}} on the tensors "1.to_k_ip.weight" ... of `sd` themselves; its other tensors are left out."""
+    sd = {key: value for key, value in sd.items() if key.endswith((".to_k_ip.weight", ".to_v_ip.weight"))}
+    numbers = sorted({int(key.split(".")[0]) for key in sd})
+    with torch.device("meta"):
+        layers = nn.ModuleDict(
+            {
+                str(number): nn.ModuleDict(
+                    {
+                        kind: operations.Linear(*reversed(sd[f"{number}.{kind}.weight"].shape), bias=False)
+                        for kind in ("to_k_ip", "to_v_ip")
+                    }
+                )
+                for number in numbers
+            }
+        )
+    layers.load_state_dict(sd, assign=True)
+    return layers.eval().requires_grad_(False)
 
 
 def project_kv(

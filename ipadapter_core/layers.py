@@ -33,13 +33,15 @@ _BLOCKS: dict[str, tuple[tuple[str, int, int], ...]] = {
 @dataclass(frozen=True)
 class Layer:
     """One cross-attention: its number in the adapter's keys, its block in the UNet, and `t`, the place of its
-    SpatialTransformer in the UNet's order of execution (ComfyUI's transformer_index)."""
+    SpatialTransformer in the UNet's order of execution (ComfyUI's transformer_index). depth: how many cross-attentions
+    that SpatialTransformer has, `index` being this one's place among them."""
 
     key: int
     name: str
     id: int
     index: int
     t: int
+    depth: int
 
 
 @lru_cache
@@ -49,7 +51,7 @@ def layers(base: str) -> tuple[Layer, ...]:
     execution = sorted(blocks, key=lambda block: ("input", "middle", "output").index(block[0]))
     order = [(block, index) for block in blocks for index in range(block[2])]
     return tuple(
-        Layer(2 * i + 1, block[0], block[1], index, execution.index(block)) for i, (block, index) in enumerate(order)
+        Layer(2 * i + 1, block[0], block[1], index, execution.index(block), block[2]) for i, (block, index) in enumerate(order)
     )
 
 

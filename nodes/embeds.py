@@ -1,0 +1,197 @@
+"""Nodes around encoded pictures: encode, combine, save, load, apply."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import folder_paths
+import torch
+
+from ..ipadapter_core.embeds import combine
+from ..ipadapter_core.errors import IPAdapterError
+from ..ipadapter_core.images import rgb
+from . import inputs as i
+from .host.adapter import as_adapter
+from .host.apply import Settings, apply_features, negative_features
+from .host.embeds_file import list_embeds, load_embeds, save_embeds
+from .host.reference import check_mask, encode_for, from_pipeline, refuse_faces
+
+
+class IPAdapterEncoder:
+    DESCRIPTION = "Encodes a picture once, to be weighted, combined, saved or applied by the other embeds nodes."
+    RETURN_TYPES = ("EMBEDS", "EMBEDS")
+    RETURN_NAMES = ("pos_embed", "neg_embed")
+    OUTPUT_TOOLTIPS = ("The encoded picture, times the weight.", "The encoded negative side: connect it to neg_embed.")
+    FUNCTION = "encode"
+    CATEGORY = "ipadapter/embeds"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        weight = "How much this picture counts when it is combined with others. 1 is its full say."
+        mask = "Which part of the reference the encoder sees: white fully, black not at all."
+        return {
+            "required": {
+                "ipadapter": i.IPADAPTER,
+                "image": i.IMAGE,
+                "weight": ("FLOAT", {"default": 1.0, "min": -1.0, "max": 3.0, "step": 0.01, "tooltip": weight}),
+            },
+            "optional": {"mask": ("MASK", {"tooltip": mask}), "clip_vision": i.CLIP_VISION},
+        }
+
+    def encode(self, ipadapter, image, weight, mask=None, clip_vision=None):
+        adapter = as_adapter(ipadapter)
+        refuse_faces(adapter)
+        clip_vision = clip_vision or from_pipeline(ipadapter, "clipvision")
+        positive = encode_for(adapter, clip_vision, rgb(image), mask=check_mask(mask))
+        return positive * weight, negative_features(adapter, clip_vision, positive)
+
+
+class IPAdapterCombineEmbeds:
+    DESCRIPTION = "Brings up to five encoded pictures together."
+    RETURN_TYPES = ("EMBEDS",)
+    OUTPUT_TOOLTIPS = ("The combined embeds.",)
+    FUNCTION = "batch"
+    CATEGORY = "ipadapter/embeds"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        method = (
+            "'concat' keeps all side by side; 'average' blends; 'norm average' blends by direction; 'add' sums; "
+            "'subtract' takes the mean of the others away from the first; 'max' and 'min' pick value by value."
+        )
+        more = ("EMBEDS", {"tooltip": "Another encoded picture."})
+        return {
+            "required": {
+                "embed1": ("EMBEDS", {"tooltip": "The first encoded picture."}),
+                "method": (["concat", "add", "subtract", "average", "norm average", "max", "min"], {"tooltip": method}),
+            },
+            "optional": {f"embed{n}": more for n in range(2, 6)},
+        }
+
+    def batch(self, embed1, method, embed2=None, embed3=None, embed4=None, embed5=None):
+        embeds = [embed for embed in (embed1, embed2, embed3, embed4, embed5) if embed is not None]
+        if len({embed.shape[1:] for embed in embeds}) > 1:
+            shapes = ", ".join(str(list(embed.shape[1:])) for embed in embeds)
+            raise IPAdapterError(f"These embeds come from different encoders or adapters and cannot be combined: {shapes}.")
+        return (combine(torch.cat(embeds), method),)
+
+
+class IPAdapterEmbeds:
+    DESCRIPTION = "Steers a model by encoded pictures."
+    RETURN_TYPES = ("MODEL",)
+    OUTPUT_TOOLTIPS = (i.MODEL_OUT,)
+    FUNCTION = "apply_ipadapter"
+    CATEGORY = "ipadapter/embeds"
+    per_latent = False
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": i.MODEL,
+                "ipadapter": i.IPADAPTER,
+                "pos_embed": i.POS_EMBED,
+                "weight": i.weight(3),
+                "weight_type": i.WEIGHT_TYPE,
+                "start_at": i.START_AT,
+                "end_at": i.END_AT,
+                "embeds_scaling": i.SCALING,
+            },
+            "optional": {"neg_embed": i.NEG_EMBED, "attn_mask": i.MASK, "clip_vision": i.CLIP_VISION},
+        }
+
+    def apply_ipadapter(
+        self,
+        model,
+        ipadapter,
+        pos_embed,
+        weight,
+        weight_type,
+        start_at,
+        end_at,
+        neg_embed=None,
+        attn_mask=None,
+        clip_vision=None,
+        embeds_scaling="V only",
+    ):
+        adapter = as_adapter(ipadapter)
+        refuse_faces(adapter)
+        if neg_embed is None:
+            neg_embed = negative_features(adapter, clip_vision or from_pipeline(ipadapter, "clipvision"), pos_embed)
+        settings = Settings(
+            weight=weight,
+            weight_type=weight_type,
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            mask=check_mask(attn_mask),
+            per_latent=self.per_latent,
+        )
+        return (apply_features(model, adapter, (pos_embed,), (neg_embed,), settings),)
+
+
+class IPAdapterEmbedsBatch(IPAdapterEmbeds):
+    DESCRIPTION = "Steers each latent of the batch by its own encoded picture."
+    per_latent = True
+
+
+class IPAdapterSaveEmbeds:
+    DESCRIPTION = "Saves an encoded picture to the output folder, to be loaded without its picture and encoder."
+    RETURN_TYPES = ()
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+    CATEGORY = "ipadapter/embeds"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "embeds": ("EMBEDS", {"tooltip": "The encoded picture to save."}),
+                "filename_prefix": ("STRING", {"default": "IP_embeds", "tooltip": "What the file name starts with; a number is added."}),
+            },
+        }
+
+    def save(self, embeds, filename_prefix):
+        return {"ui": {"text": [save_embeds(embeds, filename_prefix)]}}
+
+
+class IPAdapterLoadEmbeds:
+    DESCRIPTION = "Loads an encoded picture (.ipadpt) from the input folder."
+    RETURN_TYPES = ("EMBEDS",)
+    OUTPUT_TOOLTIPS = ("The encoded picture.",)
+    FUNCTION = "load"
+    CATEGORY = "ipadapter/embeds"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        tooltip = "An .ipadpt file in ComfyUI's input folder. Move saved ones there from the output folder."
+        return {"required": {"embeds": (list_embeds(), {"tooltip": tooltip})}}
+
+    @classmethod
+    def IS_CHANGED(cls, embeds):
+        return folder_paths.get_annotated_filepath(embeds)
+
+    def load(self, embeds):
+        return (load_embeds(embeds),)
+
+
+NODE_CLASS_MAPPINGS = {
+    cls.__name__: cls
+    for cls in (
+        IPAdapterEncoder,
+        IPAdapterCombineEmbeds,
+        IPAdapterEmbeds,
+        IPAdapterEmbedsBatch,
+        IPAdapterSaveEmbeds,
+        IPAdapterLoadEmbeds,
+    )
+}
+
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "IPAdapterEncoder": "IPAdapter Encoder",
+    "IPAdapterCombineEmbeds": "IPAdapter Combine Embeds",
+    "IPAdapterEmbeds": "IPAdapter Embeds",
+    "IPAdapterEmbedsBatch": "IPAdapter Embeds Batch",
+    "IPAdapterSaveEmbeds": "IPAdapter Save Embeds",
+    "IPAdapterLoadEmbeds": "IPAdapter Load Embeds",
+}

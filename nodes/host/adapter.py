@@ -1,0 +1,139 @@
+"""An adapter file as a value on the wires: its modules, owned by a ModelPatcher, and what they project."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ...ipadapter_core.attention import KV, build_layers, project_kv
+from ...ipadapter_core.checkpoint import Checkpoint, from_state_dicts, read_checkpoint
+from ...ipadapter_core.errors import IPAdapterError
+from ...ipadapter_core.family import Info, identify
+from ...ipadapter_core.projection import build_projection
+from .cache import ByteCache
+from .files import identify_file
+
+_KV_CACHE: ByteCache[KV] = ByteCache(512 << 20)
+_loaded: weakref.WeakValueDictionary[tuple, Adapter] = weakref.WeakValueDictionary()
+_foreign = WeakIdKeyDictionary()  # a tensor of another pack's mapping -> the Adapter built on it
+_numbers = itertools.count()
+
+
+def _flat(sd: Mapping[str, Tensor], part: str) -> dict[str, tuple[int, ...]]:
+    return {f"{part}.{key}": tuple(value.shape) for key, value in sd.items()}
+
+
+class Adapter(Mapping):
+    """Reads like the mapping of two state dicts that other packs pass as IPADAPTER: image_proj, ip_adapter and the flags."""
+
+    def __init__(self, checkpoint: Checkpoint, info: Info, name: str, path: str | None = None):
+        self.number = next(_numbers)
+        self.info = info
+        self.name = name
+        self.path = path
+        operations = comfy.ops.manual_cast
+        module = nn.Module()
+        module.image_proj = build_projection(info.projection, checkpoint.image_proj, operations)
+        module.ip_adapter = build_layers(checkpoint.ip_adapter, operations)
+        self.module = module
+        patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        self.patcher = patcher(module, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device())
+
+    def __getitem__(self, key: str) -> Any:
+        if key in ("image_proj", "ip_adapter"):
+            return getattr(self.module, key).state_dict()
+        if key == "faceidplusv2":
+            return self.info.family == "faceid-plus-v2"
+        if key == "portraitunnorm":
+            return self.info.family == "portrait-unnorm"
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("image_proj", "ip_adapter", "faceidplusv2", "portraitunnorm"))
+
+    def __len__(self) -> int:
+        return 4
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    @property
+    def widths(self) -> dict[int, int]:
+        """Key number -> width of that layer's K."""
+        return {int(number): block["to_k_ip"].out_features for number, block in self.module.ip_adapter.items()}
+
+    def project(self, *features: Tensor, **options: Any) -> Tensor:
+        """Features [n, ...] -> tokens [n, t, d], in fp32 on the device the adapter is loaded to."""
+        return self._run(lambda device: self.module.image_proj(*(f.to(device, torch.float32) for f in features), **options))
+
+    def kv(
+        self,
+        numbers: Iterable[int],
+        heads: Mapping[int, int],
+        dtype: torch.dtype,
+        key: tuple,
+        tokens: Callable[[], Mapping[int, Tensor]],
+    ) -> KV:
+        """K and V of the layers `numbers`; `tokens` gives {number: [r, t, d]}, `key` says what it makes them of.
+
+        They are kept by that key, and `tokens` is called only where they are not there.
+        """
+
+        def make() -> KV:
+            modules = {n: (self.module.ip_adapter[str(n)]["to_k_ip"], self.module.ip_adapter[str(n)]["to_v_ip"]) for n in numbers}
+            made = tokens()
+            kv = self._run(lambda device: project_kv(modules, made, heads, dtype))
+            return KV(kv.rows.to(comfy.model_management.intermediate_device()), kv.slots)
+
+        return _KV_CACHE.get_or_make((self.number, dtype, tuple(numbers), key), make, lambda kv: kv.rows.nbytes)
+
+    def _run(self, make):
+        comfy.model_management.load_models_gpu([self.patcher])
+        with torch.inference_mode(False), torch.no_grad():
+            return make(self.patcher.load_device)
+
+
+def load_adapter(path: str) -> Adapter:
+    """The adapter of a file, built once while anything holds it. Raises IPAdapterError for files that cannot be used."""
+    stat = os.stat(path)
+    key = (path, stat.st_size, stat.st_mtime_ns)
+    adapter = _loaded.get(key)
+    if adapter is None:
+        info = identify_file(path)
+        if not info.supported:
+            raise IPAdapterError(f"{os.path.basename(path)}: {info.problem}")
+        adapter = _loaded[key] = Adapter(read_checkpoint(path), info, os.path.basename(path), path)
+    return adapter
+
+
+def as_adapter(value: Any) -> Adapter:
+    """The Adapter of an IPADAPTER value: ours, another pack's mapping of two state dicts, or the pipeline that holds one."""
+    if isinstance(value, Mapping) and "ipadapter" in value:
+        value = value["ipadapter"].get("model")
+    if isinstance(value, Adapter):
+        return value
+    if not isinstance(value, Mapping) or "image_proj" not in value or "ip_adapter" not in value:
+        raise IPAdapterError("There is no adapter in the ipadapter input: connect an IPAdapter Model Loader or an IPAdapter Unified Loader.")
+    first = next(iter(value["ip_adapter"].values()))
+    adapter = _foreign.get(first)
+    if adapter is None:
+        checkpoint = from_state_dicts(value)
+        shapes = _flat(checkpoint.image_proj, "image_proj") | _flat(checkpoint.ip_adapter, "ip_adapter")
+        hint = "faceid-plusv2" if value.get("faceidplusv2") else "portrait_unnorm" if value.get("portraitunnorm") else ""
+        info = identify(shapes, hint)
+        if not info.supported:
+            raise IPAdapterError(info.problem)
+        adapter = _foreign[first] = Adapter(checkpoint, info, info.label)
+    return adapter

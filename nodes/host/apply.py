@@ -1,0 +1,171 @@
+"""From features to a patched model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ipadapter_core.embeds import combine, match_count
+from ...ipadapter_core.errors import IPAdapterError
+from ...ipadapter_core.layers import Weight, composition_ts, custom_weights, layer_weights, layers, swapped_ts
+from .adapter import Adapter
+from .cache import digest
+from .encoder import check_encoder, encode_black, wrong_encoder
+from .patch import Application, add_application
+from .unet import base_of, compute_dtype, cross_attentions
+
+Features = tuple[Tensor, ...]  # what a projection takes, each [n, ...]: encoder features, face embeddings, or faces and features
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an adapter is applied. `per_latent`: entry i of the features, weights and masks goes with latent i."""
+
+    weight: float | list[float] = 1.0
+    weight_type: str = "linear"
+    start_at: float = 0.0
+    end_at: float = 1.0
+    embeds_scaling: str = "V only"
+    mask: Tensor | None = None
+    weight_composition: float = 1.0
+    style_boost: float | None = None
+    composition_boost: float | None = None
+    layer_weights: str | None = None
+    per_latent: bool = False
+    middle: bool = False
+
+    @property
+    def effective_type(self) -> str:
+        if self.style_boost is not None:
+            return "style transfer precise"
+        if self.composition_boost is not None:
+            return "composition precise"
+        return self.weight_type
+
+    @property
+    def swaps(self) -> bool:
+        """Written layer weights take the place of a chosen type, yet not of a boost's swap."""
+        return not self.custom or self.style_boost is not None or self.composition_boost is not None
+
+    @property
+    def custom(self) -> bool:
+        return bool(self.layer_weights and self.layer_weights.strip())
+
+    def weights(self, base: str) -> dict[int, Weight]:
+        """t -> weight, one for all latents or one for each."""
+        listed = list(self.weight) if isinstance(self.weight, (list, tuple)) else [self.weight]
+        if not listed:
+            raise IPAdapterError("The list of weights is empty: give one weight at least.")
+        each = [self._scalar_weights(base, float(weight)) for weight in (listed if self.per_latent else listed[:1])]
+        if len(each) == 1:
+            return dict(each[0])
+        return {t: tuple(one.get(t, 0.0) for one in each) for t in each[0]}
+
+    def _scalar_weights(self, base: str, weight: float) -> dict[int, float]:
+        if self.custom:
+            return custom_weights(base, self.layer_weights or "", weight)
+        boost = self.style_boost if self.style_boost is not None else self.composition_boost
+        return layer_weights(base, self.effective_type, weight, weight_composition=self.weight_composition, boost=boost)
+
+
+def check_model(model: Any, adapter: Adapter) -> str:
+    """The model's base. Raises IPAdapterError where the adapter is made for another."""
+    base = base_of(model)
+    made_for = "SDXL" if adapter.info.base == "Kolors" else adapter.info.base
+    if made_for != base:
+        raise IPAdapterError(
+            f"{adapter.name} is an adapter for {adapter.info.base}, the connected model is {base}. "
+            f"Load an adapter for {base}, or connect a {adapter.info.base} model."
+        )
+    return base
+
+
+def negative_features(adapter: Adapter, clip_vision: Any, positive: Tensor) -> Tensor:
+    """The negative side where no negative picture is given: zeros, or the black picture for adapters that read all encoder tokens."""
+    needed = adapter.info.encoder
+    if needed is None or needed.feature == "image_embeds":
+        return torch.zeros_like(positive[:1])
+    if clip_vision is None:
+        raise IPAdapterError(
+            f"{adapter.name} needs an image encoder for its negative side: connect a CLIP vision model ({needed.file}) or a neg_embed."
+        )
+    check_encoder(needed, clip_vision, adapter.name)
+    return encode_black(clip_vision, needed.feature)
+
+
+def apply_features(
+    model: Any,
+    adapter: Adapter,
+    positive: Features,
+    negative: Features,
+    settings: Settings,
+    *,
+    combine_embeds: str = "concat",
+    composition: Features | None = None,
+    **projection: Any,
+) -> Any:
+    """A clone of `model` with the adapter applied; the model given stays as it was.
+
+    positive, negative: features for the two sides, the negative brought to the positive's count. composition: features
+    that take the positive's place at the layers of composition. `projection` goes to the adapter's projection.
+    """
+    base = check_model(model, adapter)
+    needed = adapter.info.encoder
+    if needed is not None and positive[-1].shape[-1] != needed.width:
+        raise wrong_encoder(needed, positive[-1].shape[-1], adapter.name)
+    work = model.clone()
+    weights = {t: w for t, w in settings.weights(base).items() if (any(w) if isinstance(w, tuple) else w)}
+    chosen = {layer.key: layer for layer in layers(base) if layer.t in weights and (settings.middle or layer.name != "middle")}
+    if not chosen:
+        return work
+
+    def sides(features: Features) -> tuple[Features, Features]:
+        if settings.per_latent:
+            return features, tuple(match_count(part, features[0].shape[0]) for part in negative)
+        combined = tuple(combine(part, combine_embeds) for part in features)
+        return combined, tuple(match_count(part, combined[0].shape[0]) for part in negative)
+
+    pairs = {"default": sides(positive)}
+    if composition is not None:
+        pairs["composition"] = sides(composition)
+    swapped = swapped_ts(base, settings.effective_type) if settings.swaps else frozenset()
+    moved = composition_ts(base) if composition is not None else frozenset()
+
+    def tokens() -> dict[int, Tensor]:
+        rows = {name: (_tokens(adapter, neg, settings, projection), _tokens(adapter, pos, settings, projection)) for name, (pos, neg) in pairs.items()}
+        out = {}
+        for number, layer in numbered.items():
+            neg, pos = rows["composition" if layer.t in moved else "default"]
+            out[number] = torch.cat([pos, torch.zeros_like(pos)] if layer.t in swapped else [neg, pos])
+        return out
+
+    numbered = {layer.key: layer for layer in layers(base) if settings.middle or layer.name != "middle"}
+    found = {(a.name, a.id, a.index): a for a in cross_attentions(model)}
+    heads = {number: found[layer.name, layer.id, layer.index].heads for number, layer in numbered.items()}
+    for number, layer in numbered.items():
+        width = found[layer.name, layer.id, layer.index].width
+        if adapter.widths.get(number) != width:
+            raise IPAdapterError(
+                f"{adapter.name} does not fit the connected model: its layer {number} is {adapter.widths.get(number)} wide, the model's is {width}."
+            )
+    parts = [part for pair in pairs.values() for side in pair for part in side]
+    key = (tuple(digest(part) for part in parts), settings.per_latent, swapped, moved, tuple(sorted(projection.items())))
+    kv = adapter.kv(tuple(numbered), heads, compute_dtype(model.model), key, tokens)
+    add_application(work, Application(kv, chosen, weights, settings.embeds_scaling, _window(model, settings), settings.mask, settings.per_latent))
+    return work
+
+
+def _tokens(adapter: Adapter, features: Features, settings: Settings, projection: dict[str, Any]) -> Tensor:
+    """[n, t, d] for n latents, or [1, n t, d]: all pictures' tokens in one attention."""
+    tokens = adapter.project(*features, **projection)
+    return tokens if settings.per_latent else tokens.flatten(0, 1).unsqueeze(0)
+
+
+def _window(model: Any, settings: Settings) -> tuple[float, float] | None:
+    if settings.start_at <= 0 and settings.end_at >= 1:
+        return None
+    sampling = model.get_model_object("model_sampling")
+    return sampling.percent_to_sigma(settings.start_at), sampling.percent_to_sigma(settings.end_at)

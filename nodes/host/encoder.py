@@ -1,0 +1,105 @@
+"""Pictures through ComfyUI's CLIP vision models, with the features kept by content."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ...ipadapter_core.errors import IPAdapterError
+from ...ipadapter_core.family import Encoder
+from ...ipadapter_core.images import rgb
+from ...ipadapter_core.preprocess import clip_pixels
+from ...ipadapter_core.tiles import join_tiled, merge_tile_features, split_tiles
+from .cache import ByteCache, digest
+
+_FEATURES: ByteCache[Tensor] = ByteCache(512 << 20)
+_BATCH = 16  # pictures encoded at a time where the user names no number
+_numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+_next_number = itertools.count()
+
+
+def widths(clip_vision: Any) -> dict[str, int]:
+    """Feature name -> width of a ComfyUI CLIP vision model; empty for one of another make."""
+    model = getattr(clip_vision, "model", None)
+    vision, projection = getattr(model, "vision_model", None), getattr(model, "visual_projection", None)
+    found = {}
+    if vision is not None:
+        found["penultimate_hidden_states"] = vision.embeddings.patch_embedding.weight.shape[0]
+        found["image_embeds"] = getattr(projection, "out_features", found["penultimate_hidden_states"])
+    return found
+
+
+_NAMES = {
+    "penultimate_hidden_states": {1280: "ViT-H", 1664: "ViT-bigG", 1024: "ViT-L", 1152: "SigLIP", 768: "ViT-B"},
+    "image_embeds": {1024: "ViT-H", 1280: "ViT-bigG", 768: "ViT-L", 512: "ViT-B"},
+}
+
+
+def wrong_encoder(needed: Encoder, width: int, adapter_name: str) -> IPAdapterError:
+    name = _NAMES[needed.feature].get(width, "another model")
+    return IPAdapterError(
+        f"{adapter_name} needs the image encoder {needed.name} ({needed.width} wide), the connected CLIP vision model is {name} ({width} wide). "
+        f"Load {needed.file} with Load CLIP Vision, or use the IPAdapter Unified Loader, which finds it."
+    )
+
+
+def check_encoder(needed: Encoder, clip_vision: Any, adapter_name: str) -> None:
+    """Raises IPAdapterError where the encoder gives features of another width than the adapter takes."""
+    width = widths(clip_vision).get(needed.feature)
+    if width is not None and width != needed.width:
+        raise wrong_encoder(needed, width, adapter_name)
+
+
+def encode(clip_vision: Any, images: Tensor, feature: str, batch_size: int = 0, mask: Tensor | None = None) -> Tensor:
+    """Pictures [n, h, w, 1, 3 or 4] -> features [n, ...] in fp32, each picture encoded once while it is remembered.
+
+    Centre-cropped to the encoder's size. mask [m, H, W] is multiplied onto the normalised pixels.
+    """
+    images = rgb(images)
+    if clip_vision not in _numbers:
+        _numbers[clip_vision] = next(_next_number)
+    seen_through = b"" if mask is None else digest(mask)
+    keys = [(_numbers[clip_vision], feature, digest(image), seen_through) for image in images]
+    found = {key: features for key in keys if (features := _FEATURES.get(key)) is not None}
+    missing = {key: i for i, key in enumerate(keys) if key not in found}
+    size = batch_size or _BATCH
+    todo = list(missing.items())
+    progress = comfy.utils.ProgressBar(len(todo)) if len(todo) > size else None
+    for start in range(0, len(todo), size):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        some = todo[start : start + size]
+        features = _run(clip_vision, images[[i for _, i in some]], feature, mask)
+        for (key, _), one in zip(some, features, strict=True):
+            found[key] = one.float().clone()
+            _FEATURES.put(key, found[key], found[key].nbytes)
+        if progress:
+            progress.update(len(some))
+    return torch.stack([found[key] for key in keys])
+
+
+def encode_black(clip_vision: Any, feature: str) -> Tensor:
+    """Features [1, ...] of a black picture: the negative side where none is given."""
+    size = clip_vision.image_size
+    return encode(clip_vision, torch.zeros(1, size, size, 3), feature)
+
+
+def _run(clip_vision: Any, images: Tensor, feature: str, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return clip_vision.encode_image(images)[feature]
+    comfy.model_management.load_model_gpu(clip_vision.patcher)
+    pixels = clip_pixels(images, clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std, mask)
+    out = clip_vision.model(pixel_values=pixels.to(clip_vision.load_device), intermediate_output=-2)
+    return out[1 if feature == "penultimate_hidden_states" else 2].to(comfy.model_management.intermediate_device())
+
+
+def encode_enhanced(clip_vision: Any, images: Tensor, feature: str, tiles: int, ratio: float, batch_size: int = 0) -> Tensor:
+    """Features [n or 2, ...] of pictures seen whole and in tiles x tiles parts (ClipVision Enhancer)."""
+    full = encode(clip_vision, images, feature, batch_size)
+    parts = encode(clip_vision, split_tiles(rgb(images), tiles), feature, batch_size)
+    return join_tiled(full, merge_tile_features(parts, tiles), ratio)

@@ -1,0 +1,139 @@
+"""Nodes that load adapters, and with the unified ones all that goes with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import inputs as i
+from .host.adapter import load_adapter
+from .host.files import adapter_names, adapter_path
+from .host.faces import load_insightface
+from .host.pipeline import unified
+
+PIPELINE_OUT = "The adapter with the image encoder it needs: connect it to any IPAdapter node, or to another unified loader."
+CHAINED = ("IPADAPTER", {"tooltip": "Another unified loader's output: what it has loaded already is not loaded again."})
+PROVIDERS = ["CPU", "CUDA", "ROCM", "DirectML", "OpenVINO", "CoreML"]
+
+
+class IPAdapterModelLoader:
+    DESCRIPTION = "Loads an adapter file from the models/ipadapter folder."
+    RETURN_TYPES = ("IPADAPTER",)
+    OUTPUT_TOOLTIPS = ("The adapter. Nodes behind it need a CLIP vision model as well.",)
+    FUNCTION = "load_ipadapter_model"
+    CATEGORY = "ipadapter/loaders"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        tooltip = "A file in models/ipadapter. It must be made for the model's base: SD1.5 adapters for SD1.5, SDXL ones for SDXL."
+        return {"required": {"ipadapter_file": (adapter_names(), {"tooltip": tooltip})}}
+
+    def load_ipadapter_model(self, ipadapter_file):
+        return (load_adapter(adapter_path(ipadapter_file)),)
+
+
+class IPAdapterUnifiedLoader:
+    DESCRIPTION = "Finds and loads the adapter and the image encoder that a preset means for the connected model."
+    RETURN_TYPES = ("MODEL", "IPADAPTER")
+    RETURN_NAMES = ("model", "ipadapter")
+    OUTPUT_TOOLTIPS = ("The model, ready for IPAdapter nodes.", PIPELINE_OUT)
+    FUNCTION = "load_models"
+    CATEGORY = "ipadapter"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        tooltip = "Which adapter. PLUS follows the picture closely, STANDARD loosely, LIGHT least; the FACE ones are for portraits; VIT-G uses the larger encoder."
+        presets = [
+            "LIGHT - SD1.5 only (low strength)",
+            "STANDARD (medium strength)",
+            "VIT-G (medium strength)",
+            "PLUS (high strength)",
+            "PLUS FACE (portraits)",
+            "FULL FACE - SD1.5 only (portraits stronger)",
+        ]
+        return {"required": {"model": i.MODEL, "preset": (presets, {"tooltip": tooltip})}, "optional": {"ipadapter": CHAINED}}
+
+    def load_models(self, model, preset, lora_strength=0.0, provider="CPU", ipadapter=None):
+        return unified(model, preset, lora_strength, provider, ipadapter)
+
+
+class IPAdapterUnifiedLoaderFaceID(IPAdapterUnifiedLoader):
+    DESCRIPTION = "Finds and loads a FaceID adapter with its image encoder, its LoRA and the face recogniser."
+    RETURN_NAMES = ("MODEL", "ipadapter")
+    OUTPUT_TOOLTIPS = ("The model with the adapter's LoRA.", PIPELINE_OUT)
+    CATEGORY = "ipadapter/faceid"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        tooltip = "Which FaceID adapter. PLUS V2 is the usual choice: identity and look of the face. PORTRAIT needs no LoRA and takes several faces."
+        presets = [
+            "FACEID",
+            "FACEID PLUS - SD1.5 only",
+            "FACEID PLUS V2",
+            "FACEID PORTRAIT (style transfer)",
+            "FACEID PORTRAIT UNNORM - SDXL only (strong)",
+        ]
+        strength = "How strongly the LoRA that belongs to the adapter acts. 0.6 is usual; higher is closer to the face and stiffer."
+        provider = "What the face recogniser runs on. CPU always works and is fast enough."
+        return {
+            "required": {
+                "model": i.MODEL,
+                "preset": (presets, {"tooltip": tooltip}),
+                "lora_strength": ("FLOAT", {"default": 0.6, "min": 0, "max": 1, "step": 0.01, "tooltip": strength}),
+                "provider": (PROVIDERS, {"tooltip": provider}),
+            },
+            "optional": {"ipadapter": CHAINED},
+        }
+
+
+class IPAdapterUnifiedLoaderCommunity(IPAdapterUnifiedLoader):
+    DESCRIPTION = "Finds and loads adapters made by others: composition (ostris) and Kolors."
+    CATEGORY = "ipadapter/loaders"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        tooltip = "Composition takes the layout of the picture and leaves style and content to the prompt. Kolors is for Kolors models."
+        return {
+            "required": {"model": i.MODEL, "preset": (["Composition", "Kolors"], {"tooltip": tooltip})},
+            "optional": {"ipadapter": CHAINED},
+        }
+
+
+class IPAdapterInsightFaceLoader:
+    DESCRIPTION = "Loads the face recogniser that FaceID adapters need."
+    RETURN_TYPES = ("INSIGHTFACE",)
+    OUTPUT_TOOLTIPS = ("The face recogniser, for the IPAdapter FaceID nodes.",)
+    FUNCTION = "load_insightface"
+    CATEGORY = "ipadapter/loaders"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        name = "Which models, in models/insightface/models. buffalo_l for all but Kolors, which was trained with antelopev2."
+        return {
+            "required": {
+                "provider": (PROVIDERS[:3], {"tooltip": "What the face recogniser runs on. CPU always works and is fast enough."}),
+                "model_name": (["buffalo_l", "antelopev2"], {"tooltip": name}),
+            },
+        }
+
+    def load_insightface(self, provider, model_name):
+        return (load_insightface(provider, model_name),)
+
+
+NODE_CLASS_MAPPINGS = {
+    cls.__name__: cls
+    for cls in (
+        IPAdapterModelLoader,
+        IPAdapterUnifiedLoader,
+        IPAdapterUnifiedLoaderFaceID,
+        IPAdapterUnifiedLoaderCommunity,
+        IPAdapterInsightFaceLoader,
+    )
+}
+
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "IPAdapterModelLoader": "IPAdapter Model Loader",
+    "IPAdapterUnifiedLoader": "IPAdapter Unified Loader",
+    "IPAdapterUnifiedLoaderFaceID": "IPAdapter Unified Loader FaceID",
+    "IPAdapterUnifiedLoaderCommunity": "IPAdapter Unified Loader Community",
+    "IPAdapterInsightFaceLoader": "IPAdapter InsightFace Loader",
+}
