@@ -19,7 +19,7 @@ def rgb(image: Tensor, name: str = "image") -> Tensor:
     """
     if image.ndim != 4 or image.shape[3] not in (1, 2, 3, 4) or not image.is_floating_point():
         raise IPAdapterError(
-            f"The {name} input is not a picture: it has the shape {list(image.shape)} ({image.dtype}) instead of [batch, height, width, channels]. "
+            f"The {name} input is not a picture: its shape is {list(image.shape)} ({image.dtype}), not [batch, height, width, channels]. "
             "Connect an IMAGE output."
         )
     if image.numel() == 0:
@@ -27,7 +27,7 @@ def rgb(image: Tensor, name: str = "image") -> Tensor:
     channels = image[..., :3] if image.shape[3] >= 3 else image[..., :1].expand(-1, -1, -1, 3)
     channels = channels.float()
     if not torch.isfinite(channels).all():
-        raise IPAdapterError(f"The {name} input has pixels that are not numbers (NaN or infinite). The node that made this picture failed: look there.")
+        raise IPAdapterError(f"The {name} input has pixels that are not numbers (NaN or infinite). Look at the node that made it.")
     return channels.clamp(0, 1)
 
 
@@ -61,7 +61,7 @@ def resize(image: Tensor, height: int, width: int, interpolation: str = "LANCZOS
 def sharpen(image: Tensor, strength: float) -> Tensor:
     """Contrast-adaptive sharpening of [b, h, w, c], strength 0..1 (0 still sharpens a little: leave the call out for none).
 
-    After AMD's FidelityFX CAS; here every channel stands alone, the border is zero and minima and maxima are those of the cross plus those of the corners.
+    After AMD's FidelityFX CAS, every channel by itself, with a border of zeros; bounds are those of the cross plus those of the corners.
     """
     padded = F.pad(image, (0, 0, 1, 1, 1, 1))
     h, w = image.shape[1:3]

@@ -35,9 +35,7 @@ def reference_tiles(image: Tensor, mask: Tensor | None = None, sharpening: float
     image, region = center_crop(image, height, width), center_crop(region, height, width)[..., 0]
     if sharpening > 0:
         image = sharpen(image, sharpening)
-    boxes = [
-        (slice(None), slice(top, top + TILE), slice(left, left + TILE)) for top in tile_starts(height) for left in tile_starts(width)
-    ]
+    boxes = [(slice(None), slice(top, top + TILE), slice(left, left + TILE)) for top in tile_starts(height) for left in tile_starts(width)]
     masks = region.new_zeros(len(boxes), *region.shape)
     for tile_mask, box in zip(masks, boxes, strict=True):
         tile_mask[box] = region[box]
@@ -95,7 +93,7 @@ def _pool_grid(tiles: Tensor, k: int) -> Tensor:
 
 
 def join_tiled(full: Tensor, tiled: Tensor, ratio: float) -> Tensor:
-    """Features of whole pictures and of their tiles [b, ...]: mixed with `ratio` for several pictures, side by side (full * ratio first) for one."""
+    """Features [b, ...] of whole pictures and of their tiles: several are mixed by `ratio`; of one, full * ratio and tiled side by side."""
     if full.shape[0] == 1:
         return torch.cat([full * ratio, tiled])
     return full * ratio + tiled * (1 - ratio)
