@@ -57,12 +57,25 @@ def fill(module: torch.nn.Module, seed: int) -> None:
             p.data.zero_()
 
 
+def small_vae(latent_scale: float):
+    """A TAESD whose pictures are grey with a deviation of 0.2, for latents of that scale factor."""
+    import comfy.taesd.taesd
+
+    model = comfy.taesd.taesd.TAESD()
+    fill(model, 3)
+    out = model.taesd_decoder(torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(3)))
+    last, gain = model.taesd_decoder[-1], 0.2 / out.std()
+    last.weight.mul_(gain)
+    last.bias.copy_(0.5 - out.mean((0, 2, 3)) * gain)
+    model.vae_scale.fill_(latent_scale)
+    return model
+
+
 def checkpoint(path: Path, pack) -> None:
     """A narrow UNet, short text encoders and a TAESD in ComfyUI's own checkpoint layout."""
     import comfy.model_management
     import comfy.model_patcher
     import comfy.sd
-    import comfy.taesd.taesd
 
     arch, narrow = ("sdxl", pack.NarrowSDXL) if is_sdxl(path.name) else ("sd15", pack.NarrowSD15)
     config = narrow({**lab.CONF[arch], "model_channels": pack.WIDTH, "dtype": torch.float16})
@@ -71,9 +84,7 @@ def checkpoint(path: Path, pack) -> None:
     fill(unet.diffusion_model, 1)
     clip = comfy.sd.CLIP(config.clip_target({}))
     fill(clip.cond_stage_model, 2)
-    small = comfy.taesd.taesd.TAESD()
-    fill(small, 3)
-    vae = comfy.sd.VAE(sd=small.state_dict())
+    vae = comfy.sd.VAE(sd=small_vae(config.latent_format.scale_factor).state_dict())
     device = comfy.model_management.get_torch_device()
     comfy.sd.save_checkpoint(str(path), comfy.model_patcher.ModelPatcher(unet, device, device), clip, vae)
 
@@ -102,11 +113,8 @@ def lora(path: Path, pack) -> None:
 
 
 def vae(path: Path, pack) -> None:
-    import comfy.taesd.taesd
-
-    small = comfy.taesd.taesd.TAESD()
-    fill(small, 3)
-    save_file({key: value.contiguous() for key, value in small.state_dict().items()}, path)
+    state = small_vae(0.13025 if is_sdxl(path.name) else 0.18215).state_dict()
+    save_file({key: value.contiguous() for key, value in state.items()}, path)
 
 
 MAKERS = {"checkpoints": checkpoint, "clip_vision": encoder, "ipadapter": adapter, "loras": lora, "vae": vae}

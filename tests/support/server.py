@@ -56,7 +56,7 @@ class Server:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.command = [python, str(comfy / "main.py"), "--cpu", "--port", str(port), "--base-directory", str(base)]
-        self.command += ["--disable-auto-launch", "--database-url", "sqlite:///:memory:"]
+        self.command += ["--disable-auto-launch", "--use-pytorch-cross-attention", "--database-url", "sqlite:///:memory:"]
 
     def __enter__(self) -> "Server":
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}

@@ -1,6 +1,7 @@
 """Test-only node pack: lets ComfyUI's own loaders take narrow SD 1.5 and SDXL checkpoints and short CLIP Vision encoders.
 
-A narrow model has the blocks, key names and text width of the published one, so that workflow files run unmodified within seconds.
+A narrow model has the blocks, key names and text width of the published one, and sees a large latent at a lower resolution, so that
+workflow files run unmodified within seconds.
 """
 
 import json
@@ -12,6 +13,7 @@ import comfy.clip_vision
 import comfy.sd1_clip
 import comfy.sdxl_clip
 import comfy.supported_models
+import torch
 from comfy.supported_models_base import ClipTarget
 
 from .stand_ins import NODE_CLASS_MAPPINGS
@@ -19,6 +21,8 @@ from .stand_ins import NODE_CLASS_MAPPINGS
 __all__ = ["NODE_CLASS_MAPPINGS"]
 
 WIDTH = 32  # channels of the UNet's first block; 320 in the published models
+LATENT = 16  # the largest side of the latent that a narrow UNet is run on
+ANSWER = 0.1  # how much of a narrow UNet's random answer counts
 SHORT_TEXT = {"num_hidden_layers": 3, "intermediate_size": 512}
 ENCODERS = {  # hidden width -> what the tensors' shapes do not tell
     1024: {"num_attention_heads": 16, "hidden_act": "quick_gelu"},
@@ -43,9 +47,30 @@ class NarrowSDXLClip(comfy.sdxl_clip.SDXLClipModel):
         super().__init__(device=device, dtype=dtype, model_options=short_text_options(model_options or {}))
 
 
+def tame(unet: torch.nn.Module) -> None:
+    """Let a random `unet` see a latent [b, 4, h, w] scaled down to at most LATENT, and add little of its answer to the noise it was given.
+
+    A model that took its whole input for noise would sample grey; the random part on top gives a picture that is not all black and white.
+    """
+    forward = unet.forward
+
+    def scaled(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        h, w = x.shape[-2:]
+        factor = -(-max(h, w) // LATENT)
+        small = torch.nn.functional.interpolate(x, (max(1, h // factor), max(1, w // factor)), mode="area")
+        return x + ANSWER * torch.nn.functional.interpolate(forward(small, *args, **kwargs), (h, w))
+
+    unet.forward = scaled
+
+
 class NarrowSD15(comfy.supported_models.SD15):
     unet_config = {**comfy.supported_models.SD15.unet_config, "model_channels": WIDTH}  # noqa: RUF012 (the host's interface)
     unet_extra_config = {"num_heads": 2, "num_head_channels": -1}  # noqa: RUF012
+
+    def get_model(self, state_dict, prefix="", device=None):
+        model = super().get_model(state_dict, prefix, device)
+        tame(model.diffusion_model)
+        return model
 
     def clip_target(self, state_dict=None):
         return ClipTarget(comfy.sd1_clip.SD1Tokenizer, NarrowSD15Clip)
@@ -53,6 +78,11 @@ class NarrowSD15(comfy.supported_models.SD15):
 
 class NarrowSDXL(comfy.supported_models.SDXL):
     unet_config = {**comfy.supported_models.SDXL.unet_config, "model_channels": WIDTH}  # noqa: RUF012
+
+    def get_model(self, state_dict, prefix="", device=None):
+        model = super().get_model(state_dict, prefix, device)
+        tame(model.diffusion_model)
+        return model
 
     def clip_target(self, state_dict=None):
         return ClipTarget(comfy.sdxl_clip.SDXLTokenizer, NarrowSDXLClip)
