@@ -144,11 +144,12 @@ def _entry(entry: dict[str, Any]) -> tuple[tuple[int, ...], int]:
 
 def _torch_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that torch.save wrote, names flat and normalised, storages mapped from the file where it is a zip."""
-    zipped = _is_torch_zip(path)
+    # torch.load maps a file only by its path, and newer ones read a path that ends in .safetensors as such, whatever it holds
+    mapped = _is_torch_zip(path) and path.suffix.lower() != ".safetensors"
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            content = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             raise IPAdapterError(
