@@ -16,10 +16,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from support import lab, synth
+from support.needs import is_sdxl
 
-CHECKPOINT, SDXL_CHECKPOINT = "checkpoints/v1-5-pruned-emaonly-fp16.safetensors", "checkpoints/sd_xl_base_1.0.safetensors"
-VIT_H, VIT_G = "clip_vision/CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", "clip_vision/CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors"
-VIT_L_336 = "clip_vision/clip-vit-large-patch14-336.safetensors"
 ENCODER_SHAPES = {  # name contains -> hidden width, projection, input size
     "bigg": (1664, 1280, 224),
     "vit-g": (1664, 1280, 224),
@@ -38,10 +36,6 @@ ADAPTER_FAMILIES = (  # pattern of the published name -> family of synth.adapter
     (r"sdxl(?!.*vit-h)|vit-G", "base_vit_g"),
     (r"", "base"),
 )
-
-
-def is_sdxl(name: str) -> bool:
-    return re.search(r"xl|proteus|kolors|plus_general|pony|illustrious", name, re.IGNORECASE) is not None
 
 
 def fill(module: torch.nn.Module, seed: int) -> None:
@@ -92,8 +86,9 @@ def checkpoint(path: Path, pack) -> None:
 def encoder(path: Path, pack) -> None:
     """A CLIP Vision encoder with the published widths and two layers."""
     width, projection, size = next(shape for part, shape in ENCODER_SHAPES.items() if part in path.name.lower())
-    shape = dict(hidden_size=width, projection_dim=projection, image_size=size, intermediate_size=width, num_hidden_layers=2)
-    model = pack.make_encoder({**shape, "model_type": "clip_vision_model", "num_channels": 3, "patch_size": 14, **pack.ENCODERS[width]}).model
+    config = dict(model_type="clip_vision_model", num_channels=3, patch_size=14, num_hidden_layers=2, intermediate_size=width)
+    config |= dict(hidden_size=width, projection_dim=projection, image_size=size, **pack.ENCODERS[width])
+    model = pack.make_encoder(config).model
     fill(model, 4)
     save_file({key: value.half().contiguous() for key, value in model.state_dict().items()}, path)
 

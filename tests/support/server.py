@@ -111,7 +111,7 @@ class Server:
                 return self.checked(entry)
             if tick:
                 tick(self.last_line())
-            time.sleep(0.1)
+            time.sleep(0.2)
         raise ServerError(f"the prompt did not finish within {seconds} s; the end of {self.log}:\n{self.log_text()[-3000:]}")
 
     def checked(self, entry: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import comfy.clip_vision
 import comfy.sd1_clip
 import comfy.sdxl_clip
 import comfy.supported_models
+import comfy.taesd.taesd
 import torch
 from comfy.supported_models_base import ClipTarget
 
@@ -22,6 +23,7 @@ __all__ = ["NODE_CLASS_MAPPINGS"]
 
 WIDTH = 32  # channels of the UNet's first block; 320 in the published models
 LATENT = 16  # the largest side of the latent that a narrow UNet is run on
+DECODED = 32  # the largest side of the latent that a TAESD decodes
 ANSWER = 0.1  # how much of a narrow UNet's random answer counts
 SHORT_TEXT = {"num_hidden_layers": 3, "intermediate_size": 512}
 ENCODERS = {  # hidden width -> what the tensors' shapes do not tell
@@ -30,6 +32,7 @@ ENCODERS = {  # hidden width -> what the tensors' shapes do not tell
     1664: {"num_attention_heads": 16, "hidden_act": "gelu"},
 }
 
+_decode = comfy.taesd.taesd.TAESD.decode
 _load_clip_vision = comfy.clip_vision.load_clipvision_from_sd
 
 
@@ -47,20 +50,28 @@ class NarrowSDXLClip(comfy.sdxl_clip.SDXLClipModel):
         super().__init__(device=device, dtype=dtype, model_options=short_text_options(model_options or {}))
 
 
+def shrunk(x: torch.Tensor, side: int) -> torch.Tensor:
+    """x [b, c, h, w] averaged down by a whole factor until neither side exceeds `side`."""
+    factor = -(-max(x.shape[-2:]) // side)
+    return torch.nn.functional.interpolate(x, [max(1, size // factor) for size in x.shape[-2:]], mode="area")
+
+
 def tame(unet: torch.nn.Module) -> None:
-    """Let a random `unet` see a latent [b, 4, h, w] scaled down to at most LATENT, and add little of its answer to the noise it was given.
+    """Let a random `unet` see a latent [b, 4, h, w] at most LATENT large, and add little of its answer to the noise it was given.
 
     A model that took its whole input for noise would sample grey; the random part on top gives a picture that is not all black and white.
     """
     forward = unet.forward
 
-    def scaled(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        h, w = x.shape[-2:]
-        factor = -(-max(h, w) // LATENT)
-        small = torch.nn.functional.interpolate(x, (max(1, h // factor), max(1, w // factor)), mode="area")
-        return x + ANSWER * torch.nn.functional.interpolate(forward(small, *args, **kwargs), (h, w))
+    def tamed(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        return x + ANSWER * torch.nn.functional.interpolate(forward(shrunk(x, LATENT), *args, **kwargs), x.shape[-2:])
 
-    unet.forward = scaled
+    unet.forward = tamed
+
+
+def quick_decode(self, x: torch.Tensor) -> torch.Tensor:
+    """TAESD's decode on a latent at most DECODED large, its picture scaled up."""
+    return torch.nn.functional.interpolate(_decode(self, shrunk(x, DECODED)), [8 * size for size in x.shape[-2:]])
 
 
 class NarrowSD15(comfy.supported_models.SD15):
@@ -126,5 +137,6 @@ def load_clip_vision(sd: dict, prefix: str = "", convert_keys: bool = False):
 
 
 comfy.supported_models.models[:0] = [NarrowSD15, NarrowSDXL]
+comfy.taesd.taesd.TAESD.decode = quick_decode
 comfy.clip_vision.load_clipvision_from_sd = load_clip_vision
 logging.getLogger(__name__).info("narrow test models can be loaded")

@@ -36,7 +36,7 @@ class CombineConditionings:
         return {"required": dict.fromkeys(names[:2], kind), "optional": dict.fromkeys(names[2:], kind)}
 
     def combine(self, **conditionings):
-        return (sum((c for c in conditionings.values() if c is not None), []),)
+        return ([entry for conditioning in conditionings.values() for entry in conditioning or []],)
 
 
 NODE_CLASS_MAPPINGS = {"MaskFromRGBCMYBW+": MaskFromColours, "ConditioningCombineMultiple+": CombineConditionings}

@@ -1,0 +1,67 @@
+"""A server with the pack and the tiny models: what the tests, the workflow check and the demo all start."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from support import convert, needs
+from support.server import Server
+
+SUPPORT = Path(__file__).resolve().parent
+REPO = SUPPORT.parents[1]
+CACHE = REPO / ".cache"
+PACK = "ipadapter-image-prompts"
+
+
+def adapter_nodes() -> set[str]:
+    """The ids of the established nodes."""
+    return set(json.loads((SUPPORT / "nodes.json").read_text())) | {"IPAdapterApply"}
+
+
+class Rig:
+    """ComfyUI in `comfy` with `base` as its folder. Random models are kept in the repo's cache; `models` is a folder of real ones."""
+
+    def __init__(self, comfy: Path, base: Path, models: Path | None = None, python: str = sys.executable):
+        self.comfy, self.base, self.python, self.real = comfy, base, python, models is not None
+        base.mkdir(parents=True, exist_ok=True)
+        self.models = models or CACHE / "models"
+        self.models.mkdir(parents=True, exist_ok=True)
+        if not (base / "models").exists():
+            (base / "models").symlink_to(self.models, target_is_directory=True)
+        packs = {PACK: REPO} if self.real else {PACK: REPO, "tiny_models_pack": SUPPORT / "tiny_models_pack"}
+        self.server = Server(python, comfy, base, packs)
+
+    def __enter__(self) -> "Rig":
+        self.server.__enter__()
+        self.info: dict[str, Any] = self.server.get("/object_info")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.__exit__()
+
+    def prompt(self, path: Path) -> convert.Prompt:
+        """The API prompt of a workflow file, with every model and picture that it names put in place."""
+        prompt = convert.to_prompt(json.loads(path.read_text(encoding="utf-8")), self.info)
+        self.provide(prompt)
+        return prompt
+
+    def provide(self, prompt: convert.Prompt) -> None:
+        """Make the random models and stand-in pictures that the prompt names and that are not there yet."""
+        for name in needs.pictures(prompt):
+            if not (self.base / "input" / name).exists():
+                shutil.copy(self.comfy / "input" / "example.png", self.base / "input" / name)
+        missing = [name for name in needs.models(prompt) if not (self.models / name).exists()]
+        if missing and not self.real:
+            make_models(self.python, self.comfy, self.models, missing)
+
+
+def make_models(python: str, comfy: Path, folder: Path, names: list[str]) -> None:
+    """Make random models in a process of its own, since making them boots a ComfyUI."""
+    command = [python, str(SUPPORT / "models.py"), str(comfy), str(folder), *names]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    if run.returncode:
+        raise RuntimeError(f"the random models could not be made: {run.stderr[-3000:]}")
