@@ -93,13 +93,13 @@ def find_adapter(preset: str, base: str) -> str:
             if facts.info and published.is_of(row, facts.info):
                 log.info("%s for %s: %s, by its name", preset, base, name)
                 return path
-            notes.append(f"{name} is named like {row.name}, but what it holds is: {_describe(name, facts)}.")
+            notes.append(f"{name} holds something else than its name says: {_describe(name, facts)}.")
     fitting = [(name, path) for name, path in files if (info := _look(path).info) and any(published.is_of(row, info) for row in rows)]
     if published.has_variants(rows[0]):  # files of the same shapes: a name that says another variant rules a file out
         named = [file for file in fitting if published.variant_of(file[0]) == rows[0].variant]
         fitting = named or [file for file in fitting if not published.variant_of(file[0])]
     if not fitting:
-        raise _missing(f"No adapter for the preset {preset} on a {base} model", FOLDER, rows, notes)
+        raise _missing(f"No adapter for the preset {preset} and {base} models", FOLDER, rows, notes)
     for note in notes:
         log.warning(note)
     (name, path), *others = fitting
@@ -116,7 +116,7 @@ def find_encoder(encoder: Encoder) -> str:
         if facts.tower and fits(facts.tower, encoder):
             files.append((name, path))
         elif encoder.file and published.stem(name) == published.stem(encoder.file):
-            notes.append(f"{name} is named like {encoder.name}, but it holds {_describe(name, facts)}.")
+            notes.append(f"{name} holds something else than its name says: {_describe(name, facts)}.")
     for note in notes:
         log.warning(note)
     if files:
@@ -124,7 +124,8 @@ def find_encoder(encoder: Encoder) -> str:
         log.info("image encoder %s: %s", encoder.name, name)
         return path
     rows = [row for row in published.FILES if row.name == encoder.file]
-    raise _missing(f"No image encoder {encoder.name} ({encoder.feature} {encoder.width} wide)", "clip_vision", rows, notes)
+    kind = f"image encoder {encoder.name}" if encoder.file else "image encoder"
+    raise _missing(f"No {kind} ({encoder.feature} {encoder.width} wide)", "clip_vision", rows, notes)
 
 
 def find_lora(info: Info) -> str | None:
@@ -200,7 +201,8 @@ def _describe(name: str, facts: _Facts) -> str:
     if facts.tower:
         return f"image encoder {facts.tower.name}"
     sentence = facts.problem.split(". ")[0].removesuffix(".")
-    return sentence.removeprefix(os.path.basename(name)).removeprefix(name).strip()
+    sentence = sentence.removeprefix(name.replace("\\", "/")).removeprefix(os.path.basename(name)).strip()
+    return sentence.removeprefix("is ").removesuffix(", not an IP-Adapter")
 
 
 def _places(folder: str) -> str:
@@ -213,7 +215,7 @@ def _there(folder: str, look: bool = True) -> str:
         return "There is no file there."
     listed: Iterable[str] = names[:_LISTED]
     if look:
-        listed = (f"{name} ({what})" for name, what in describe_folder(folder, _LISTED).items())
+        listed = (f"{name}: {what}" for name, what in describe_folder(folder, _LISTED).items())
     more = f"; and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return f"There are: {'; '.join(listed)}{more}."
 
