@@ -269,3 +269,11 @@ import pack.nodes.host.faces
 assert not {{"insightface", "onnxruntime", "cv2"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_an_insightface_that_cannot_be_imported_says_why(faces, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "insightface"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ValueError, match=r"insightface is installed but cannot be imported \(.*cv2"):
+        faces.load_insightface("CPU", "buffalo_l")
