@@ -79,7 +79,7 @@ def elastic(x: Tensor, alpha: float, sigma: float, generator: Generator) -> Tens
             d = gaussian_blur(d, int(8 * sigma + 1) // 2 * 2 + 1, sigma)
         return d * alpha / length
 
-    shift = torch.cat([displacement(h), displacement(w)], 1).movedim(1, -1)
+    shift = torch.cat([displacement(w), displacement(h)], 1).movedim(1, -1)
     y, x0 = (torch.linspace((1 - n) / n, (n - 1) / n, n) for n in (h, w))
     grid = (torch.stack(torch.meshgrid(x0, y, indexing="xy"), -1) + shift).expand(x.shape[0], -1, -1, -1)
     inside = F.grid_sample(torch.ones(x.shape[0], 1, h, w), grid, align_corners=False)
