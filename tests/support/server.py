@@ -91,13 +91,20 @@ class Server:
         with urllib.request.urlopen(self.url + path, timeout=60) as answer:
             return answer.read()
 
+    def post(self, path: str, body: Any) -> bytes:
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.read()
+
+    def cancel(self) -> None:
+        """Drop what is queued and stop what runs."""
+        self.post("/queue", {"clear": True})
+        self.post("/interrupt", {})
+
     def queue(self, prompt: dict[str, Any]) -> str:
         """Queue an API prompt; returns its id. Raises ServerError with the server's answer if it does not validate."""
-        body = json.dumps({"prompt": prompt, "client_id": uuid.uuid4().hex}).encode()
-        request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return json.load(answer)["prompt_id"]
+            return json.loads(self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex}))["prompt_id"]
         except urllib.error.HTTPError as error:
             details = json.load(error)
             raise ServerError(f"the server refused the prompt: {details}", details) from None

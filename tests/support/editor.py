@@ -1,0 +1,95 @@
+"""ComfyUI's own editor in a real Chromium, driven with Playwright."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from playwright.sync_api import Page, sync_playwright
+
+ARGUMENTS = [
+    "--no-sandbox", "--headless=new", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+READY = "!!(window.LiteGraph?.registered_node_types?.KSampler && window.app?.extensionManager?.workflow?.activeWorkflow)"
+OPENED = "([file, api]) => api ? window.app.loadApiJson(file, 'workflow') : window.app.loadGraphData(file)"
+
+Workflow = dict[str, Any]
+
+
+@contextmanager
+def chromium() -> Iterator[Page]:
+    """A page of a headless browser, large enough for a workflow to be read on a screenshot."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=os.environ.get("CHROMIUM_PATH", "/usr/bin/chromium"), args=ARGUMENTS)
+        yield browser.new_page(viewport={"width": 1600, "height": 1000})
+        browser.close()
+
+
+class Editor:
+    def __init__(self, page: Page, url: str):
+        self.page, self.url = page, url
+
+    def open(self) -> None:
+        """Load the editor and wait until it has opened the workflow that it starts with."""
+        self.page.goto(self.url)
+        self.page.wait_for_function(READY, timeout=120_000)
+
+    def refresh(self) -> None:
+        """Let the editor's lists of files follow what the server has now."""
+        self.page.evaluate("window.app.refreshComboInNodes()")
+
+    def load(self, workflow: Workflow) -> Workflow:
+        """Open a workflow file of either format; returns the graph as the editor would save it."""
+        self.page.evaluate(OPENED, [workflow, "nodes" not in workflow])
+        return self.page.evaluate("window.app.graph.serialize()")
+
+    def unknown_types(self, workflow: Workflow) -> list[str]:
+        """Node types of the file that the editor has no node for."""
+        types = sorted({node.get("type") or node.get("class_type") for node in nodes_of(workflow)})
+        return self.page.evaluate("types => types.filter(type => !(type in window.LiteGraph.registered_node_types))", types)
+
+    def prompt(self) -> Workflow:
+        """What the editor would send to the server."""
+        output = self.page.evaluate("window.app.graphToPrompt().then(both => both.output)")
+        return {key: {"class_type": node["class_type"], "inputs": node["inputs"]} for key, node in output.items()}
+
+
+def nodes_of(workflow: Workflow) -> list[dict[str, Any]]:
+    return workflow["nodes"] if "nodes" in workflow else list(workflow.values())
+
+
+def links_of(workflow: Workflow) -> set[tuple[int, int, int, str]]:
+    """(from node, output, to node, input's name) of every link; inputs by name, since editors insert slots for widgets."""
+    inputs = {node["id"]: node.get("inputs") or [] for node in workflow["nodes"]}
+    return {(source, output, target, inputs[target][slot]["name"]) for _, source, output, target, slot, *_ in workflow["links"]}
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, int | float) and isinstance(b, int | float) and not isinstance(a, bool):
+        return abs(a - b) < 1e-9
+    return a == b
+
+
+def differences(file: Workflow, opened: Workflow) -> list[str]:
+    """What was lost between a file in the editor's format and the graph that the editor made of it, in sentences."""
+    found = [f"link lost: node {a} output {b} to node {c} input {d}" for a, b, c, d in sorted(links_of(file) - links_of(opened))]
+    nodes = {node["id"]: node for node in opened["nodes"]}
+    for node in file["nodes"]:
+        saved, now = node.get("widgets_values") or [], nodes.get(node["id"], {}).get("widgets_values") or []
+        for place, value in enumerate(saved) if isinstance(saved, list) else saved.items():
+            got = now[place] if (place in now if isinstance(now, dict) else place < len(now)) else "nothing"
+            if not same(value, got):
+                found.append(f"value lost: node {node['id']} ({node['type']}) widget {place} was {value!r}, now {got!r}")
+    return found
+
+
+def prompt_differences(file: Workflow, prompt: Workflow) -> list[str]:
+    """What was lost between an API prompt and the prompt that the editor gives back for it, in sentences."""
+    found = []
+    for key, node in file.items():
+        now = prompt.get(key, {"inputs": {}})["inputs"]
+        for name, value in node["inputs"].items():
+            if not same(value, now.get(name)):
+                found.append(f"value lost: node {key} ({node['class_type']}) {name} was {value!r}, now {now.get(name)!r}")
+    return found
