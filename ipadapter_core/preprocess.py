@@ -12,12 +12,11 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def centre_crop(image: Tensor, size: int) -> Tensor:
-    """[b, c, h, w] -> [b, c, size, size]: the short side scaled to `size` (antialiased bicubic), the middle of the long side."""
-    height, width = image.shape[-2:]
-    if (height, width) != (size, size):
-        scale = size / min(height, width)
-        image = F.interpolate(image, size=(round(scale * height), round(scale * width)), mode="bicubic", antialias=True)
+def _resize(image: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(image, size=(height, width), mode="bicubic", antialias=True)
+
+
+def _middle(image: Tensor, size: int) -> Tensor:
     top, left = (image.shape[-2] - size) // 2, (image.shape[-1] - size) // 2
     return image[..., top : top + size, left : left + size]
 
@@ -29,14 +28,19 @@ def clip_pixels(
     std: Sequence[float] = CLIP_STD,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Pictures [b, h, w, 3] in 0..1 -> pixel values [b, 3, size, size]: centre crop, rounded to 1/255 as an 8-bit picture, normalised.
+    """Pictures [b, h, w, 3] in 0..1 -> pixel values [b, 3, size, size].
 
-    mask [m, H, W], cropped and resized alike, is multiplied onto the normalised pixels.
+    The short side is scaled to `size` (antialiased bicubic), the middle of the long side kept; rounded to 1/255 as an
+    8-bit picture, normalised. mask [m, H, W], cropped to its middle and resized, is multiplied onto the normalised pixels.
     """
-    x = centre_crop(image.movedim(-1, 1).float(), size)
+    x = image.movedim(-1, 1).float()
+    height, width = x.shape[-2:]
+    if (height, width) != (size, size):
+        scale = size / min(height, width)
+        x = _middle(_resize(x, round(scale * height), round(scale * width)), size)
     x = (255 * x).clip(0, 255).round() / 255
     x = (x - x.new_tensor(mean).view(3, 1, 1)) / x.new_tensor(std).view(3, 1, 1)
     if mask is not None:
-        weight = centre_crop(mask.unsqueeze(1).float(), size)
+        weight = _resize(_middle(mask.unsqueeze(1).float(), min(mask.shape[-2:])), size, size)
         x = x * (weight if weight.shape[0] in (1, x.shape[0]) else weight[:1])
     return x

@@ -87,7 +87,7 @@ def negative_features(adapter: Adapter, clip_vision: Any, positive: Tensor) -> T
     """The negative side where no negative picture is given: zeros, or the black picture for adapters that read all encoder tokens."""
     needed = adapter.info.encoder
     if needed is None or needed.feature == "image_embeds":
-        return torch.zeros_like(positive[:1])
+        return torch.zeros_like(positive)
     if clip_vision is None:
         raise IPAdapterError(
             f"{adapter.name} needs an image encoder for its negative side: connect a CLIP vision model ({needed.file}) or a neg_embed."
