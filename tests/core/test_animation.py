@@ -185,7 +185,7 @@ def test_prompts_change_with_the_pictures():
     assert prompt_schedule(linear(frames=5, frame_count=2), "a cat\n\na dog\n") == '"0": "a cat",\n"5": "a dog",\n'
     assert schedule("a\n \nb\nc", frame_count=2) == {0: "a", 5: "b"}
     assert schedule("a\nb", frame_count=4) == {0: "a", 5: "b", 10: "b", 15: "b"}
-    assert schedule("a\nb", frame_count=2, add_starting_frames=3) == {0: "a", 3: "a", 8: "b"}
+    assert schedule("a\nb", frame_count=2, add_starting_frames=1) == {0: "a", 1: "a", 6: "b"}
     assert schedule("a\nb", frame_count=2, add_ending_frames=3) == {0: "a", 5: "b", 10: "b"}
 
 

@@ -132,6 +132,7 @@ def cas(image: np.ndarray, s: float) -> np.ndarray:
 @pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
 def test_sharpen_is_the_equation(strength):
     image = picture(12, 17) * 0.6 + 0.3
+    image[:, :, 10:] = image[:, :, 10:] * 2 - 0.5  # beyond 0..1
     image[:, 2:6, 3:8] = 0  # black on black: 0 / 0
     want = np.stack([cas(image[0, :, :, c].double().numpy(), strength) for c in range(3)], -1)
     # float32 on values of 1, divided by 1 + 4k >= 1/5
