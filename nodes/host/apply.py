@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...ipadapter_core.embeds import combine, match_count
@@ -105,12 +106,13 @@ def apply_features(
     *,
     combine_embeds: str = "concat",
     composition: Features | None = None,
+    weight_kolors: float = 1.0,
     **projection: Any,
 ) -> Any:
     """A clone of `model` with the adapter applied; the model given stays as it was.
 
     positive, negative: features for the two sides, the negative brought to the positive's count. composition: features
-    that take the positive's place at the layers of composition. `projection` goes to the adapter's projection.
+    that take the positive's place at the layers of composition. weight_kolors: of Kolors' text projection. `projection` goes to the adapter's projection.
     """
     base = check_model(model, adapter)
     needed = adapter.info.encoder
@@ -135,7 +137,13 @@ def apply_features(
     moved = composition_ts(base) if composition is not None else frozenset()
 
     def tokens() -> dict[int, Tensor]:
-        rows = {name: (_tokens(adapter, neg, settings, projection), _tokens(adapter, pos, settings, projection)) for name, (pos, neg) in pairs.items()}
+        def side(features: Features) -> Tensor:
+            tokens = adapter.project(*features, **projection)
+            if text_projection is not None:
+                tokens = _through_text_projection(tokens, text_projection, weight_kolors)
+            return tokens if settings.per_latent else tokens.flatten(0, 1).unsqueeze(0)
+
+        rows = {name: (side(neg), side(pos)) for name, (pos, neg) in pairs.items()}
         out = {}
         for number, layer in numbered.items():
             neg, pos = rows["composition" if layer.t in moved else "default"]
@@ -151,17 +159,33 @@ def apply_features(
             raise IPAdapterError(
                 f"{adapter.name} does not fit the connected model: its layer {number} is {adapter.widths.get(number)} wide, the model's is {width}."
             )
+    text_projection = _text_projection(model, adapter)
     parts = [part for pair in pairs.values() for side in pair for part in side]
     key = (tuple(digest(part) for part in parts), settings.per_latent, swapped, moved, tuple(sorted(projection.items())))
+    if text_projection is not None:
+        key = (*key, digest(text_projection.weight), weight_kolors)
     kv = adapter.kv(tuple(numbered), heads, compute_dtype(model.model), key, tokens)
     add_application(work, Application(kv, chosen, weights, settings.embeds_scaling, _window(model, settings), settings.mask, settings.per_latent))
     return work
 
 
-def _tokens(adapter: Adapter, features: Features, settings: Settings, projection: dict[str, Any]) -> Tensor:
-    """[n, t, d] for n latents, or [1, n t, d]: all pictures' tokens in one attention."""
-    tokens = adapter.project(*features, **projection)
-    return tokens if settings.per_latent else tokens.flatten(0, 1).unsqueeze(0)
+def _text_projection(model: Any, adapter: Adapter) -> Any:
+    """The layer that brings Kolors' text to the UNet's width, for the family whose tokens pass through it (4096 -> 2048)."""
+    if adapter.info.family != "kolors-faceid-plus":
+        return None
+    layer = getattr(model.model.diffusion_model, "encoder_hid_proj", None)
+    if layer is None:
+        raise IPAdapterError(
+            f"{adapter.name} is for Kolors, and the connected model has no Kolors text projection (encoder_hid_proj): "
+            "load Kolors with a Kolors loader that keeps it in the model."
+        )
+    return layer
+
+
+def _through_text_projection(tokens: Tensor, layer: Any, weight: float) -> Tensor:
+    """`weight` multiplies the layer's weight and bias."""
+    bias = None if layer.bias is None else layer.bias.to(tokens) * weight
+    return F.linear(tokens, layer.weight.to(tokens) * weight, bias)
 
 
 def _window(model: Any, settings: Settings) -> tuple[float, float] | None:

@@ -8,9 +8,14 @@ from typing import Any
 
 import comfy.clip_vision
 
+from ...ipadapter_core.checkpoint import read_checkpoint
 from ...ipadapter_core.errors import IPAdapterError
-from .adapter import load_adapter
-from .files import find_adapter, find_encoder
+from ...ipadapter_core.lora import lora_layers
+from ...ipadapter_core.published import PRESETS
+from .adapter import Adapter, load_adapter
+from .faces import load_insightface
+from .files import find_adapter, find_encoder, find_lora
+from .lora import with_lora, with_lora_file
 from .unet import base_of
 
 _encoders: weakref.WeakValueDictionary[tuple, Any] = weakref.WeakValueDictionary()
@@ -31,7 +36,9 @@ def load_encoder(path: str) -> Any:
 
 def unified(model: Any, preset: str, lora_strength: float, provider: str, pipeline: dict | None) -> tuple[Any, dict]:
     """(model, pipeline) for a preset of one of the unified loaders."""
-    base = "Kolors" if preset == "Kolors" else base_of(model)
+    base = base_of(model)
+    if hasattr(model.model.diffusion_model, "encoder_hid_proj") and "Kolors" in PRESETS[preset]:
+        base = "Kolors"
     path = find_adapter(preset, base)
     adapter = load_adapter(path)
     loaded: dict[str, dict[str, Any]] = {
@@ -42,4 +49,20 @@ def unified(model: Any, preset: str, lora_strength: float, provider: str, pipeli
     if adapter.info.encoder is not None:
         encoder_path = find_encoder(adapter.info.encoder)
         loaded["clipvision"] = {"file": encoder_path, "model": load_encoder(encoder_path)}
+    if adapter.info.face:
+        name = "antelopev2" if base == "Kolors" else "buffalo_l"
+        held = (pipeline or {}).get("insightface") or {}
+        analyser = held.get("model") if held.get("provider") == provider else None
+        loaded["insightface"] = {"provider": provider, "model": analyser or load_insightface(provider, name)}
+        model = _with_face_lora(model, adapter, lora_strength)
     return model, loaded
+
+
+def _with_face_lora(model: Any, adapter: Adapter, strength: float) -> Any:
+    """The separate LoRA file where it is there, else the one inside the adapter file; the model itself where there is none."""
+    path = find_lora(adapter.info)
+    if path is not None:
+        return with_lora_file(model, path, strength)
+    if adapter.info.lora and adapter.path is not None:
+        return with_lora(model, lora_layers(read_checkpoint(adapter.path).ip_adapter, base_of(model)), strength)
+    return model

@@ -15,6 +15,7 @@ from ...ipadapter_core.layers import STRONG_STYLE_AND_COMPOSITION
 from .adapter import Adapter, as_adapter
 from .apply import Features, Settings, apply_features, check_model, negative_features
 from .encoder import check_encoder, encode, encode_enhanced
+from .face_features import from_pictures
 
 log = logging.getLogger(__name__)
 
@@ -110,18 +111,64 @@ def _apply_one(model: Any, adapter: Adapter, call: Call, per_latent: bool) -> tu
         layer_weights=call.layer_weights,
         per_latent=per_latent,
     )
-    positive = picture_features(adapter, call, image)
+    positive, picture = features_of(adapter, call, image)
     composition = None
     if call.image_composition is not None:
-        composition = picture_features(adapter, call, rgb(call.image_composition))
-    if call.image_negative is not None:
-        negative: Features = (encode_for(adapter, call.clip_vision, call.image_negative, call.encode_batch_size),)
-    else:
-        negative = (negative_features(adapter, call.clip_vision, positive[-1]),)
+        composition, _ = features_of(adapter, call, rgb(call.image_composition))
     patched = apply_features(
-        model, adapter, positive, negative, settings, combine_embeds=call.combine_embeds, composition=composition
+        model,
+        adapter,
+        positive,
+        negative_side(adapter, call, positive),
+        settings,
+        combine_embeds=call.combine_embeds,
+        composition=composition,
+        weight_kolors=call.weight_kolors,
+        **face_options(adapter, call.weight_faceidv2, call.weight),
     )
-    return patched, image
+    return patched, picture
+
+
+def features_of(adapter: Adapter, call: Call, image: Tensor) -> tuple[Features, Tensor]:
+    """(what the adapter's projection takes of pictures [n, h, w, 3], the faces that were cut out or the pictures themselves)."""
+    if adapter.info.face:
+        if call.insightface is None:
+            refuse_faces(adapter)
+        ids, crops = from_pictures(adapter, image, call.insightface)
+        return face_side(adapter, call, ids, crops), crops
+    if call.enhance_tiles > 1:
+        clip_vision = needed_encoder(adapter, call.clip_vision)
+        feature = adapter.info.encoder.feature  # type: ignore[union-attr]
+        return (encode_enhanced(clip_vision, image, feature, call.enhance_tiles, call.enhance_ratio, call.encode_batch_size),), image
+    return (encode_for(adapter, call.clip_vision, image, call.encode_batch_size),), image
+
+
+def face_side(adapter: Adapter, call: Call, ids: Tensor, crops: Tensor) -> Features:
+    """Identities alone, or with the encoded crops for the families that look at the face too."""
+    if adapter.info.encoder is None:
+        return (ids,)
+    return ids, encode_for(adapter, call.clip_vision, crops, call.encode_batch_size)
+
+
+def negative_side(adapter: Adapter, call: Call, positive: Features) -> Features:
+    """The negative picture's features, or zeros (identities too) and the black picture's where there is none."""
+    nobody = (torch.zeros_like(positive[0]),) if adapter.info.face else ()
+    if adapter.info.encoder is None:
+        return nobody
+    if call.image_negative is not None:
+        return (*nobody, encode_for(adapter, call.clip_vision, call.image_negative, call.encode_batch_size))
+    return (*nobody, negative_features(adapter, call.clip_vision, positive[-1]))
+
+
+def face_options(adapter: Adapter, weight_faceidv2: float | None, weight: float | list[float]) -> dict[str, Any]:
+    """FaceID plus: the shortcut of v2 and how much the look of the face counts beside it."""
+    if adapter.info.projection != "faceid_plus":
+        return {}
+    first = weight[0] if isinstance(weight, list) else weight
+    return {
+        "shortcut": adapter.info.family != "faceid-plus",
+        "scale": float(2 * first if weight_faceidv2 is None else weight_faceidv2),
+    }
 
 
 def refuse_faces(adapter: Adapter) -> None:
@@ -131,15 +178,6 @@ def refuse_faces(adapter: Adapter) -> None:
             f"{adapter.name} is a FaceID adapter: it needs a face recogniser. Use the IPAdapter FaceID node with an IPAdapter InsightFace Loader, "
             "or the IPAdapter Unified Loader FaceID."
         )
-
-
-def picture_features(adapter: Adapter, call: Call, image: Tensor) -> Features:
-    refuse_faces(adapter)
-    if call.enhance_tiles > 1:
-        clip_vision = needed_encoder(adapter, call.clip_vision)
-        feature = adapter.info.encoder.feature  # type: ignore[union-attr]
-        return (encode_enhanced(clip_vision, image, feature, call.enhance_tiles, call.enhance_ratio, call.encode_batch_size),)
-    return (encode_for(adapter, call.clip_vision, image, call.encode_batch_size),)
 
 
 def needed_encoder(adapter: Adapter, clip_vision: Any) -> Any:

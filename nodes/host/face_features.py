@@ -1,0 +1,56 @@
+"""Faces of pictures as features for the FaceID families."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ipadapter_core.faces import FaceEmbeds
+from .adapter import Adapter
+from .cache import ByteCache, digest
+from .faces import Face, detect
+
+CROP_SIZES = {"SD1.5": 224, "SDXL": 256, "Kolors": 336}  # as ComfyUI_IPAdapter_plus cuts them
+_FOUND: ByteCache[tuple[Face, ...]] = ByteCache(64 << 20)
+_numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+_next_number = itertools.count()
+
+
+def first_faces(pictures: Tensor, analyser: Any, size: int) -> list[Face]:
+    """The first face of each picture [n, h, w, 3], each picture looked at once while it is remembered."""
+    if analyser not in _numbers:
+        _numbers[analyser] = next(_next_number)
+
+    def look(number: int, picture: Tensor) -> tuple[Face, ...]:
+        return detect(picture, analyser, number, len(pictures), size)
+
+    return [
+        _FOUND.get_or_make(
+            (_numbers[analyser], size, digest(picture)),
+            lambda number=number, picture=picture: look(number, picture),
+            lambda faces: sum(face.crop.nbytes + 8192 for face in faces),
+        )[0]
+        for number, picture in enumerate(pictures, 1)
+    ]
+
+
+def identities(adapter: Adapter, raw: Tensor, normed: Tensor) -> Tensor:
+    """The embeddings [n, 512] as the adapter's projection takes them: raw [n, 1, 512] for portrait unnorm, else of length 1."""
+    return raw.unsqueeze(1) if adapter.info.family == "portrait-unnorm" else normed
+
+
+def from_pictures(adapter: Adapter, pictures: Tensor, analyser: Any) -> tuple[Tensor, Tensor]:
+    """(identities, crops [n, s, s, 3]) of the first face of each picture."""
+    faces = first_faces(pictures, analyser, CROP_SIZES[adapter.info.base])
+    raw, normed, crops = (torch.stack([getattr(face, name) for face in faces]) for name in ("embedding", "normed", "crop"))
+    return identities(adapter, raw, normed), crops
+
+
+def from_embeds(adapter: Adapter, faces: FaceEmbeds) -> tuple[Tensor, Tensor]:
+    """(identities, crops) of face embeddings; Kolors takes them as the network gave them, as it was trained."""
+    normed = faces.embedding if adapter.info.base == "Kolors" else faces.normed
+    return identities(adapter, faces.embedding, normed), faces.crop(CROP_SIZES[adapter.info.base])
