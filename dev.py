@@ -68,8 +68,8 @@ def environment() -> tuple[Path, Path]:
     mark, key = VENV / "installed", hashlib.sha256(repr((torch, wanted)).encode()).hexdigest()
     if not mark.exists() or mark.read_text() != key:
         print("installing what ComfyUI, the pack and the tests need", flush=True)
-        pip(python, "install", "-q", *torch)
-        pip(python, "install", "-q", *wanted)
+        pip(python, "install", "-q", "--no-compile", *torch)
+        pip(python, "install", "-q", "--no-compile", *wanted)
         mark.write_text(key)
     return python, comfyui
 
@@ -144,9 +144,9 @@ def lint(arguments: list[str]) -> None:
 
 
 def server(arguments: list[str]) -> None:
-    """Start ComfyUI with the pack in it and keep it running (the arguments go to ComfyUI's main.py)."""
+    """Start ComfyUI with the pack and the random models of earlier runs in it, and keep it running."""
     python, comfyui = environment()
-    run(python, TESTS / "support" / "rig.py", comfyui, *arguments)
+    run(python, TESTS / "support" / "rig.py", comfyui)
 
 
 def workflows(arguments: list[str]) -> None:

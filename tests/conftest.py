@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from support import lab
+from support.rig import Rig
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -45,3 +46,10 @@ def world(comfy):
     from support.world import World
 
     return World(comfy / "models" / "ipadapter")
+
+
+@pytest.fixture(scope="session")
+def rig(comfy_root, tmp_path_factory):
+    """A real server with the pack and tiny models, started once."""
+    with Rig(comfy_root, tmp_path_factory.mktemp("server")) as started:
+        yield started

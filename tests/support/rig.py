@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from support import convert, needs
 from support.server import Server
 
@@ -30,10 +33,8 @@ class Rig:
         base.mkdir(parents=True, exist_ok=True)
         self.models = models or CACHE / "models"
         self.models.mkdir(parents=True, exist_ok=True)
-        if not (base / "models").exists():
-            (base / "models").symlink_to(self.models, target_is_directory=True)
         packs = {PACK: REPO} if self.real else {PACK: REPO, "tiny_models_pack": SUPPORT / "tiny_models_pack"}
-        self.server = Server(python, comfy, base, packs)
+        self.server = Server(python, comfy, base, packs, self.models)
 
     def __enter__(self) -> "Rig":
         self.server.__enter__()
@@ -65,3 +66,9 @@ def make_models(python: str, comfy: Path, folder: Path, names: list[str]) -> Non
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     if run.returncode:
         raise RuntimeError(f"the random models could not be made: {run.stderr[-3000:]}")
+
+
+if __name__ == "__main__":
+    with Rig(Path(sys.argv[1]), CACHE / "server") as started:
+        print(f"ComfyUI runs at {started.server.url}, its log is {started.server.log}; press Ctrl+C to stop it")
+        started.server.process.wait()

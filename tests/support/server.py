@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+MODEL_FOLDERS = ("checkpoints", "clip_vision", "controlnet", "embeddings", "insightface", "ipadapter", "loras", "upscale_models", "vae")
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__")
 
 
@@ -26,13 +27,16 @@ class ServerError(RuntimeError):
 
 
 def link(source: Path, target: Path) -> None:
-    """Put `source` at `target`: a link, or a copy where the system grants no links."""
-    if target.exists():
+    """Put `source` at `target`: a link, or a fresh copy where the system grants no links."""
+    if target.is_symlink():
         return
     try:
         target.symlink_to(source, target_is_directory=source.is_dir())
     except OSError:
-        shutil.copytree(source, target, ignore=NOT_COPIED) if source.is_dir() else shutil.copy2(source, target)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=NOT_COPIED, dirs_exist_ok=True)
+        else:
+            shutil.copy2(source, target)
 
 
 def free_port() -> int:
@@ -42,9 +46,9 @@ def free_port() -> int:
 
 
 class Server:
-    """`base` holds models/, input/, output/ and custom_nodes/; each of `packs` is linked there. Use it as a context manager."""
+    """A context manager. `base` holds input/, output/ and custom_nodes/, where `packs` are linked; `models` is a models folder beside it."""
 
-    def __init__(self, python: str, comfy: Path, base: Path, packs: dict[str, Path]):
+    def __init__(self, python: str, comfy: Path, base: Path, packs: dict[str, Path], models: Path):
         self.base, self.log = base, base / "server.log"
         for folder in ("models", "input", "output", "custom_nodes", "user", "temp"):
             (base / folder).mkdir(parents=True, exist_ok=True)
@@ -56,7 +60,16 @@ class Server:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.command = [python, str(comfy / "main.py"), "--cpu", "--port", str(port), "--base-directory", str(base)]
-        self.command += ["--disable-auto-launch", "--use-pytorch-cross-attention", "--database-url", "sqlite:///:memory:"]
+        paths = base / "extra_model_paths.yaml"  # JSON is YAML
+        paths.write_text(json.dumps({"rig": {"base_path": str(models), **{folder: folder for folder in MODEL_FOLDERS}}}))
+        self.command += [
+            "--extra-model-paths-config",
+            str(paths),
+            "--disable-auto-launch",
+            "--use-pytorch-cross-attention",
+            "--database-url",
+            "sqlite:///:memory:",
+        ]
 
     def __enter__(self) -> "Server":
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}

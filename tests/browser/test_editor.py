@@ -1,0 +1,71 @@
+"""Workflows in ComfyUI's own editor in a real Chromium."""
+
+import json
+
+import pytest
+from check_workflows import check
+
+from support.convert import to_prompt
+from support.editor import Editor, chromium
+from support.rig import REPO
+
+WORKFLOWS = sorted((REPO / "workflows").glob("*.json"))
+SIMPLE = REPO / "workflows" / "simple.json"
+SHOWN = "id => window.app.graph.getNodeById(id).imgs?.[0]?.naturalWidth"
+
+
+@pytest.fixture(scope="module")
+def editor(rig):
+    with chromium() as page:
+        opened = Editor(page, rig.server.url)
+        opened.open()
+        yield opened
+
+
+def test_the_simple_workflow_is_run_from_the_editor_and_shows_its_picture(rig, editor, tmp_path):
+    workflow = json.loads(SIMPLE.read_text())
+    rig.prompt(SIMPLE)
+    editor.refresh()
+    assert editor.unknown_types(workflow) == []
+    editor.load(workflow)
+    saving = next(node["id"] for node in workflow["nodes"] if node["type"] == "SaveImage")
+    before = set(rig.server.get("/history"))
+    editor.page.get_by_test_id("queue-button").click()
+    editor.page.wait_for_function(f"({SHOWN})({saving}) === 512", timeout=300_000)
+    editor.page.screenshot(path=tmp_path / "simple.png")
+    finished = [entry for key, entry in rig.server.get("/history").items() if key not in before]
+    assert [entry["status"]["status_str"] for entry in finished] == ["success"]
+    assert len(rig.server.pictures(finished[0])) == 1
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_workflow_keeps_everything_in_the_editor(path, rig, editor):
+    assert check(path, rig, editor, run=False) == []
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_api_format_keeps_everything_in_the_editor(path, rig, editor, tmp_path):
+    saved = tmp_path / path.name
+    saved.write_text(json.dumps(rig.prompt(path)))
+    assert check(saved, rig, editor, run=False) == []
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_the_converter_gives_what_the_editor_sends(path, rig, editor):
+    workflow = json.loads(path.read_text())
+    rig.prompt(path)
+    editor.refresh()
+    editor.load(workflow)
+    assert to_prompt(workflow, rig.info) == editor.prompt()
+
+
+def test_losses_are_noticed(rig, editor, tmp_path):
+    """The check is no rubber stamp: an unknown node, a link to nowhere and a value too many are each reported."""
+    workflow = json.loads(SIMPLE.read_text())
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps({**workflow, "nodes": [{**node, "type": f"No{node['type']}"} for node in workflow["nodes"]]}))
+    assert len(check(broken, rig, editor, run=False)) == len({node["type"] for node in workflow["nodes"]})
+    sampler = next(node for node in workflow["nodes"] if node["type"] == "KSampler")
+    sampler["widgets_values"].append("one too many")
+    broken.write_text(json.dumps(workflow))
+    assert any("value lost" in problem for problem in check(broken, rig, editor, run=False))
