@@ -50,9 +50,7 @@ def layers(base: str) -> tuple[Layer, ...]:
     blocks = _BLOCKS[base]
     execution = sorted(blocks, key=lambda block: ("input", "middle", "output").index(block[0]))
     order = [(block, index) for block in blocks for index in range(block[2])]
-    return tuple(
-        Layer(2 * i + 1, block[0], block[1], index, execution.index(block), block[2]) for i, (block, index) in enumerate(order)
-    )
+    return tuple(Layer(2 * i + 1, block[0], block[1], index, execution.index(block), block[2]) for i, (block, index) in enumerate(order))
 
 
 def key_order(base: str) -> tuple[tuple[str, int, int], ...]:
@@ -136,7 +134,7 @@ def layer_weights(
         case "style and composition":
             return composed(_STYLE[base], weight, weight_composition)
         case "strong style and composition":
-            return composed(_STRONG_STYLE[base], weight, weight_composition)
+            return dict.fromkeys(_STRONG_STYLE[base], weight) | dict.fromkeys(_COMPOSITION[base], weight_composition)
         case "style transfer precise":
             return composed(_STYLE[base], weight, boost)
         case "composition precise":
@@ -159,7 +157,8 @@ def custom_weights(base: str, text: str, weight: float) -> dict[int, float]:
             out[int(t)] = float(w) * weight
         except ValueError:
             raise IPAdapterError(
-                f"layer_weights has a part that cannot be read: '{part.strip()}'. Write layer:weight pairs with commas, such as 3:1.0, 6:0.5."
+                f"layer_weights has a part that cannot be read: '{part.strip()}'. "
+                "Write layer:weight pairs with commas, such as 3:1.0, 6:0.5."
             ) from None
         if not 0 <= int(t) <= last:
             raise IPAdapterError(f"layer_weights names layer {int(t)}, but {base} has layers 0 to {last}.")
