@@ -28,6 +28,7 @@ def test_the_simple_workflow_is_run_from_the_editor_and_shows_its_picture(rig, e
     editor.refresh()
     assert editor.unknown_types(workflow) == []
     editor.load(workflow)
+    assert editor.page.locator(".p-dialog").count() == 0  # nothing about missing nodes or models
     saving = next(node["id"] for node in workflow["nodes"] if node["type"] == "SaveImage")
     before = set(rig.server.get("/history"))
     editor.page.get_by_test_id("queue-button").click()

@@ -31,7 +31,8 @@ class Editor:
         self.page, self.url = page, url
 
     def open(self) -> None:
-        """Load the editor and wait until it has opened the workflow that it starts with."""
+        """Load the editor, past the tour of a first visit, and wait until it has opened the workflow that it starts with."""
+        self.page.request.post(f"{self.url}/settings", data={"Comfy.TutorialCompleted": True})
         self.page.goto(self.url)
         self.page.wait_for_function(READY, timeout=120_000)
 
@@ -46,7 +47,7 @@ class Editor:
 
     def unknown_types(self, workflow: Workflow) -> list[str]:
         """Node types of the file that the editor has no node for."""
-        types = sorted({node.get("type") or node.get("class_type") for node in nodes_of(workflow)})
+        types = sorted({str(node.get("type") or node["class_type"]) for node in nodes_of(workflow)})
         return self.page.evaluate("types => types.filter(type => !(type in window.LiteGraph.registered_node_types))", types)
 
     def prompt(self) -> Workflow:

@@ -46,7 +46,7 @@ def free_port() -> int:
 
 
 class Server:
-    """A context manager. `base` holds input/, output/ and custom_nodes/, where `packs` are linked; `models` is a models folder beside it."""
+    """A context manager. `base` holds input/, output/ and custom_nodes/ (with `packs` linked in), `models` is a models folder."""
 
     def __init__(self, python: str, comfy: Path, base: Path, packs: dict[str, Path], models: Path):
         self.base, self.log = base, base / "server.log"
@@ -62,14 +62,8 @@ class Server:
         self.command = [python, str(comfy / "main.py"), "--cpu", "--port", str(port), "--base-directory", str(base)]
         paths = base / "extra_model_paths.yaml"  # JSON is YAML
         paths.write_text(json.dumps({"rig": {"base_path": str(models), **{folder: folder for folder in MODEL_FOLDERS}}}))
-        self.command += [
-            "--extra-model-paths-config",
-            str(paths),
-            "--disable-auto-launch",
-            "--use-pytorch-cross-attention",
-            "--database-url",
-            "sqlite:///:memory:",
-        ]
+        self.command += ["--extra-model-paths-config", str(paths), "--database-url", "sqlite:///:memory:"]
+        self.command += ["--disable-auto-launch", "--use-pytorch-cross-attention"]
 
     def __enter__(self) -> "Server":
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
