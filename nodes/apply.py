@@ -170,7 +170,8 @@ class IPAdapterMS(IPAdapterAdvanced):
     @classmethod
     def INPUT_TYPES(cls):
         tooltip = (
-            "A weight for each layer by hand, as layer:weight pairs with commas, such as 3:2.5, 6:1. SD1.5 has layers 0 to 15, SDXL 0 to 10. "
+            "A weight for each layer by hand, as layer:weight pairs with commas, such as 3:2.5, 6:1. SD1.5 has layers 0 to 15, "
+            "SDXL 0 to 10. "
             "Layers not named are off. Empty: weight_type decides."
         )
         return {
@@ -206,7 +207,10 @@ def _enhancer_inputs(batch: bool) -> dict[str, Any]:
     }
     if not batch:
         required["combine_embeds"] = i.COMBINE
-    tiles = "Cuts the picture in this many parts each way and encodes them singly, so that fine detail is seen. 2 is a good start; 1 is off."
+    tiles = (
+        "Cuts the picture in this many parts each way and encodes them singly, so that fine detail is seen. 2 is a good start; "
+        "1 is off."
+    )
     ratio = "How much the whole picture counts against its tiles: 1 is the whole picture's full say, less favours detail."
     required |= {
         "start_at": i.START_AT,

@@ -56,7 +56,7 @@ class IPAdapterCombineEmbeds:
     @classmethod
     def INPUT_TYPES(cls):
         method = (
-            "'concat' keeps all side by side; 'average' blends; 'norm average' blends by direction; 'add' sums; "
+            "'concat' keeps all side by side; 'average' blends and is a good start; 'norm average' blends by direction; 'add' sums; "
             "'subtract' takes the mean of the others away from the first; 'max' and 'min' pick value by value."
         )
         more = ("EMBEDS", {"tooltip": "Another encoded picture."})

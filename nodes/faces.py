@@ -65,7 +65,7 @@ class IPAdapterCombineFaceEmbeds:
             "'average' makes one face of all: its look is the one picture that is nearest to the average. "
             "'concat' keeps them all, one after the other."
         )
-        more = ("FACE_EMBEDS", {"tooltip": "More faces."})
+        more = ("FACE_EMBEDS", {"tooltip": "More faces, joined behind the others."})
         return {
             "required": {
                 "face_embeds_1": ("FACE_EMBEDS", {"tooltip": "The first faces; one input may hold several."}),

@@ -63,8 +63,8 @@ class IPAdapterNoise:
                 "type": (
                     list(NOISE_TYPES),
                     {
-                        "tooltip": "fade blends the picture into noise; dissolve replaces some of its pixels; gaussian adds grain; "
-                        "shuffle warps and mirrors the picture and adds grain."
+                        "tooltip": "'fade' blends the picture into noise; 'dissolve' replaces some of its pixels; 'gaussian' adds grain; "
+                        "'shuffle' warps and mirrors the picture and adds grain: a good start for image_negative."
                     },
                 ),
                 "strength": (

@@ -10,18 +10,29 @@ from ..ipadapter_core.layers import WEIGHT_TYPES
 
 Input = tuple[Any, ...]
 
-MODEL: Input = ("MODEL", {"tooltip": "The SD1.5 or SDXL model that the picture shall steer. It stays as it is; the output is a patched copy."})
+MODEL: Input = (
+    "MODEL",
+    {
+        "tooltip": "The SD1.5 or SDXL model that the picture shall steer. It stays as it is; the output is a patched copy."
+    },
+)
 IPADAPTER: Input = (
     "IPADAPTER",
     {"tooltip": "The adapter, from an IPAdapter Unified Loader (which brings its image encoder along) or an IPAdapter Model Loader."},
 )
 IMAGE: Input = (
     "IMAGE",
-    {"tooltip": "The reference picture. The encoder sees a square from its middle; several pictures in a batch are brought together by combine_embeds."},
+    {
+        "tooltip": "The reference picture. The encoder sees a square from its middle; several pictures in a batch are brought "
+        "together by combine_embeds."
+    },
 )
 IMAGE_PER_LATENT: Input = (
     "IMAGE",
-    {"tooltip": "One reference picture for each latent: picture 1 goes with latent 1 and so on. The last one repeats when there are too few."},
+    {
+        "tooltip": "One reference picture for each latent: picture 1 goes with latent 1 and so on. The last one repeats when there "
+        "are too few."
+    },
 )
 IMAGE_NEGATIVE: Input = (
     "IMAGE",
@@ -29,11 +40,17 @@ IMAGE_NEGATIVE: Input = (
 )
 MASK: Input = (
     "MASK",
-    {"tooltip": "Where in the generated picture the reference has a say: white fully, black not at all. Any size, best with the picture's shape."},
+    {
+        "tooltip": "Where in the generated picture the reference has a say: white fully, black not at all. Any size, best with the "
+        "picture's shape."
+    },
 )
 CLIP_VISION: Input = (
     "CLIP_VISION",
-    {"tooltip": "The image encoder the adapter was made for. Not needed behind a unified loader; if connected, it is used instead of the loader's."},
+    {
+        "tooltip": "The image encoder the adapter was made for. Not needed behind a unified loader; if connected, it is used "
+        "instead of the loader's."
+    },
 )
 INSIGHTFACE: Input = (
     "INSIGHTFACE",
@@ -42,20 +59,26 @@ INSIGHTFACE: Input = (
 WEIGHT_TYPE: Input = (
     list(WEIGHT_TYPES),
     {
-        "tooltip": "How the weight is spread over the model's layers. 'linear' is even; 'style transfer' takes colours and look only, 'composition' the "
-        "layout only; 'ease in' is strong early in the UNet, 'ease out' late; 'weak ...' types hold back one part of the UNet."
+        "tooltip": "How the weight is spread over the model's layers. 'linear' is even and a good start; 'style transfer' takes "
+        "colours and look only, 'composition' the layout only; 'ease in' is strong early in the UNet, 'ease out' late; "
+        "'weak ...' types hold back one part of the UNet."
     },
 )
 COMBINE: Input = (
     list(COMBINE_METHODS),
     {
-        "tooltip": "What happens with several pictures. 'concat' keeps them side by side (strongest, slower); 'average' blends them; 'norm average' blends "
-        "by direction; 'add' sums; 'subtract' takes the others away from the first. No effect with one picture."
+        "tooltip": "What happens with several pictures. 'concat' keeps them side by side (a good start, a little slower); 'average' "
+        "blends them; 'norm average' blends by direction; 'add' sums; 'subtract' takes the others away from the first. "
+        "No effect with one picture."
     },
 )
 START_AT: Input = (
     "FLOAT",
-    {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.001, "tooltip": "When the picture starts to act, as a share of the sampling: 0 is the first step."},
+    {
+        "default": 0.0, "min": 0.0, "max": 1.0, "step": 0.001,
+        "tooltip": "When the picture starts to act, as a share of the sampling: 0 is the first step. 0.2 lets the prompt lay out "
+        "the scene first."
+    },
 )
 END_AT: Input = (
     "FLOAT",
@@ -64,28 +87,39 @@ END_AT: Input = (
         "min": 0.0,
         "max": 1.0,
         "step": 0.001,
-        "tooltip": "When the picture stops acting, as a share of the sampling: 1 is the last step. 0.6 to 0.8 leaves the details to the prompt.",
+        "tooltip": "When the picture stops acting, as a share of the sampling: 1 is the last step. 0.6 to 0.8 leaves the details "
+        "to the prompt.",
     },
 )
 SCALING: Input = (
     list(SCALINGS),
     {
-        "tooltip": "What the weight is applied to. 'V only' scales the picture's contribution; 'K+V' also how sharply it is attended to; the 'C penalty' "
-        "forms hold back narrow layers. 'K+mean(V) w/ C penalty' keeps good quality at high weights."
+        "tooltip": "What the weight is applied to. 'V only' scales the picture's contribution and is a good start; 'K+V' also how "
+        "sharply it is attended to; the 'C penalty' forms hold back narrow layers. 'K+mean(V) w/ C penalty' keeps good "
+        "quality at high weights."
     },
 )
 ENCODE_BATCH_SIZE: Input = (
     "INT",
-    {"default": 0, "min": 0, "max": 4096, "tooltip": "How many pictures are encoded at a time: smaller needs less memory. 0 lets the pack choose."},
+    {
+        "default": 0, "min": 0, "max": 4096,
+        "tooltip": "How many pictures are encoded at a time: smaller needs less memory. 0 lets the pack choose."
+    },
 )
 SHARPENING: Input = (
     "FLOAT",
-    {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.05, "tooltip": "Sharpens the reference before it is encoded. Try 0.1 to 0.3 for soft pictures."},
+    {
+        "default": 0.0, "min": 0.0, "max": 1.0, "step": 0.05,
+        "tooltip": "Sharpens the reference before it is encoded. Try 0.1 to 0.3 for soft pictures."
+    },
 )
 POS_EMBED: Input = ("EMBEDS", {"tooltip": "The encoded reference, from an IPAdapter Encoder, Combine Embeds or Load Embeds."})
 NEG_EMBED: Input = (
     "EMBEDS",
-    {"tooltip": "The encoded negative side, from the second output of an IPAdapter Encoder. Without it the negative side sees nothing (or black)."},
+    {
+        "tooltip": "The encoded negative side, from the second output of an IPAdapter Encoder. Without it the negative side sees "
+        "nothing (or black)."
+    },
 )
 
 
@@ -95,7 +129,10 @@ def weight(maximum: float, name: str = "the picture", minimum: float = -1) -> In
 
 
 def weight_faceidv2() -> Input:
-    tooltip = "How strongly the look of the face crop acts beside the face's identity. Only FaceID Plus v2 files use it. Start at 1, up to 2 for more likeness."
+    tooltip = (
+        "How strongly the look of the face crop acts beside the face's identity. Only FaceID Plus v2 files use it. Start at 1, "
+        "up to 2 for more likeness."
+    )
     return ("FLOAT", {"default": 1.0, "min": -1, "max": 5.0, "step": 0.05, "tooltip": tooltip})
 
 

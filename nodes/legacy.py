@@ -22,7 +22,10 @@ class IPAdapterApply:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         stronger = "More than 0 makes a noisy picture of the reference and uses it for the negative side: bolder results. Try 0.3."
-        kind = "What the weight is applied to: 'original' the picture's contribution, 'linear' also how sharply it is attended to, 'channel penalty' holds back narrow layers."
+        kind = (
+            "What the weight is applied to: 'original' the picture's contribution, 'linear' also how sharply it is attended to, "
+            "'channel penalty' holds back narrow layers."
+        )
         unfold = "One picture for each latent of the batch, instead of all pictures for all."
         return {
             "required": {

@@ -41,7 +41,10 @@ class IPAdapterUnifiedLoader:
 
     @classmethod
     def INPUT_TYPES(cls):
-        tooltip = "Which adapter. PLUS follows the picture closely, STANDARD loosely, LIGHT least; the FACE ones are for portraits; VIT-G uses the larger encoder."
+        tooltip = (
+            "Which adapter. PLUS follows the picture closely, STANDARD loosely, LIGHT least; the FACE ones are for portraits; "
+            "VIT-G uses the larger encoder."
+        )
         presets = [
             "LIGHT - SD1.5 only (low strength)",
             "STANDARD (medium strength)",
@@ -64,7 +67,10 @@ class IPAdapterUnifiedLoaderFaceID(IPAdapterUnifiedLoader):
 
     @classmethod
     def INPUT_TYPES(cls):
-        tooltip = "Which FaceID adapter. PLUS V2 is the usual choice: identity and look of the face. PORTRAIT needs no LoRA and takes several faces."
+        tooltip = (
+            "Which FaceID adapter. PLUS V2 is the usual choice: identity and look of the face. PORTRAIT needs no LoRA and takes "
+            "several faces."
+        )
         presets = [
             "FACEID",
             "FACEID PLUS - SD1.5 only",
