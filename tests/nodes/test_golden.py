@@ -1,7 +1,9 @@
 """The golden values: what ComfyUI_IPAdapter_plus 2.0.0 gave for the same calls on the same synthetic weights (see support/lab.py).
 
 Every case calls the nodes in the established interface and samples a tiny real ComfyUI UNet with the patched model; helper nodes are
-compared by their outputs. TOLERANCE is the rounding of float32 sums in another order over some twenty layers and three to six steps.
+compared by their outputs. TOLERANCE is the rounding of float32 sums in another order over some twenty layers and three to six steps,
+as a share of what the adapter changes; ROUNDING is what the UNet alone differs by between machines and numbers of threads (measured:
+2e-7 of the latent, which is 2e-4 of the change in window/sdxl, where the adapter acts in two of six steps).
 """
 
 import json
@@ -9,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from support import cases as sampled
@@ -16,16 +19,12 @@ from support import node_cases as helpers
 from support import world as world_module
 
 TOLERANCE = 1e-4
-INCLUDED = (
-    "family/base", "family/plus", "family/full_face", "weight_type/", "scaling/", "combine/", "negative", "mask", "window/", "stack/",
-    "images_in_batch/", "no_cfg/", "dpmpp/", "embeds", "encoder/", "prep/",
-)  # fmt: skip
+ROUNDING = 4 * torch.finfo(torch.float32).eps  # of the sampled latent itself, which some cases change by a thousandth only
 NEEDS_FACES = ("family/faceid", "family/portrait", "face_image")
 
 SUPPORT = Path(sampled.__file__).parent
 GOLDEN = {**load_file(SUPPORT / "golden.safetensors"), **json.loads((SUPPORT / "golden.json").read_text())}
-CASES = {name: case for name, case in sampled.cases().items() if name.startswith(INCLUDED)}
-NODE_CASES = {name: case for name, case in helpers.node_cases().items() if name.startswith(INCLUDED)}
+CASES, NODE_CASES = sampled.cases(), helpers.node_cases()
 
 
 @pytest.fixture
@@ -34,6 +33,12 @@ def face_align(name, monkeypatch):
     if name.startswith(NEEDS_FACES):
         for module, stand_in in world_module.face_align_modules().items():
             monkeypatch.setitem(sys.modules, module, stand_in)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(2)  # the stand-in's resize rounds to other bytes with one thread
+        yield
+        torch.set_num_threads(threads)
+    else:
+        yield
 
 
 @pytest.mark.usefixtures("face_align")
@@ -42,7 +47,7 @@ def test_latent(name, pack, world):
     arch, patch, sampling = CASES[name]
     got = world.out(arch, patch(world, pack), **sampling)
     effect = (GOLDEN[name] - world.baseline(arch, **sampling)).norm()
-    assert (got - GOLDEN[name]).norm() / effect < TOLERANCE
+    assert (got - GOLDEN[name]).norm() < TOLERANCE * effect + ROUNDING * GOLDEN[name].norm()
 
 
 @pytest.mark.usefixtures("face_align")
@@ -60,6 +65,6 @@ def test_outputs(name, pack, world):
 
 def test_every_golden_value_has_its_case():
     """No recorded value is left without a call that is held against it, and no case without a value."""
-    named = set(sampled.cases()) | {f"node/{name}" for name in helpers.node_cases()}
+    named = set(CASES) | {f"node/{name}" for name in NODE_CASES}
     recorded = {key.rsplit("/", 1)[0] if key.startswith("node/") else key for key in GOLDEN}
     assert named == recorded
