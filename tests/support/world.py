@@ -123,8 +123,8 @@ def load_adapter(w, pack, family, arch):
 
 def apply(w, pack, family, arch, node="IPAdapterAdvanced", **kw):
     """Load the family's file and call an apply node with it; returns the node's outputs."""
-    args: dict[str, Any] = dict(model=w.unet[arch], ipadapter=load_adapter(w, pack, family, arch), start_at=0.0, end_at=1.0, embeds_scaling="V only")
-    args["clip_vision"] = w.encoder(family)
+    args: dict[str, Any] = dict(model=w.unet[arch], ipadapter=load_adapter(w, pack, family, arch), clip_vision=w.encoder(family))
+    args.update(start_at=0.0, end_at=1.0, embeds_scaling="V only")
     if "image_style" not in kw:
         args["image"] = lab.images(1)
     if node not in WITHOUT_WEIGHT:
