@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def token_grid(count: int, height: int, width: int) -> tuple[int, int]:
-    """(rows, columns) of `count` tokens that cover a latent of height x width.
+    """(rows, columns) of `count` tokens that cover a latent of height x width; rows times columns is at most `count`.
 
     rows = int(x) + (1 if count mod int(x) else 0) with x = height / sqrt(height width / count); columns = count // rows
-    (the grid of diffusers' IPAdapterMaskProcessor.downsample).
+    (the grid of diffusers' IPAdapterMaskProcessor.downsample). From 1 to `count` rows, however narrow the latent.
     """
     rows = max(1, int(height / (height * width / count) ** 0.5))
-    rows += count % rows != 0
+    rows = min(rows + (count % rows != 0), count)
     return rows, count // rows
 
 
@@ -24,16 +24,12 @@ def mask_to_tokens(mask: Tensor, count: int, height: int, width: int) -> Tensor:
     """[n, H, W] -> [n, count, 1] for a layer of `count` tokens on a latent of height x width.
 
     Bilinear, not antialiased. Where the grid has fewer cells than tokens the flat mask is padded with zeros on both
-    sides, the smaller half first; where it has more the middle is kept (as ComfyUI_IPAdapter_plus does).
+    sides, the smaller half first (as ComfyUI_IPAdapter_plus does).
     """
     grid = token_grid(count, height, width)
     flat = F.interpolate(mask.unsqueeze(1), size=grid, mode="bilinear").flatten(1)
     missing = count - flat.shape[1]
-    if missing > 0:
-        flat = F.pad(flat, (missing // 2, missing - missing // 2))
-    elif missing < 0:
-        flat = flat[:, -missing // 2 : -missing // 2 + count]
-    return flat.unsqueeze(-1)
+    return F.pad(flat, (missing // 2, missing - missing // 2)).unsqueeze(-1)
 
 
 def level_sizes(height: int, width: int, levels: int = 4) -> dict[int, tuple[int, int]]:
