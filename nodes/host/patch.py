@@ -23,7 +23,7 @@ from ...ipadapter_core.masks import level_sizes, mask_to_tokens, take
 from .unet import compute_dtype
 
 KEY = "ipadapter"  # of our wrappers and callbacks
-PLAN = "ipadapter_plan"  # {slot: Prepared, or None while the window is closed}, for one model call
+PLAN = "ipadapter_plan"  # {slot: (Application, Prepared, or None while its window is closed)}, for one model call
 CONDS = "ipadapter_conds"  # the guider's ((name, conds), ...)
 NEGATIVE = "ipadapter_negative"  # for each list given to calc_cond_batch: is it a negative one?
 LAYOUTS = 4  # prepared layouts that an application keeps
@@ -114,8 +114,10 @@ class Application:
             pairs[number] = k, v
             factor[number] = weight if single and self.scaling == "V only" else 1.0
 
-        listed = self.scaling == "V only" and any(isinstance(w, tuple) for w in self.weights.values())
-        if self.mask is None and not listed:
+        # A factor for each latent: its weight, or 0 and 1 where K and V carry the weight, so that 0 is exactly off.
+        listed = {t: w for t, w in self.weights.items() if isinstance(w, tuple)}
+        rows = {t: each(w if self.scaling == "V only" else tuple(float(x != 0) for x in w)) for t, w in listed.items()}
+        if self.mask is None and not rows:
             return Prepared(pairs, factor, None, None)
 
         mask = self.mask
@@ -125,16 +127,15 @@ class Application:
                 mask = take(mask, latents).repeat(len(negative), 1, 1)
 
         def mask_for(t: int, count: int) -> Tensor:
-            weight = self.weights[t]
             grid = None if mask is None else mask_to_tokens(mask, count, shape[-2], shape[-1]).to(dtype)
-            if self.scaling != "V only" or not isinstance(weight, tuple):
-                return torch.ones(1, 1, 1, device=device, dtype=dtype) if grid is None else grid
-            return each(weight) if grid is None else each(weight) * grid
+            if t not in rows:
+                return grid
+            return rows[t] if grid is None else rows[t] * grid
 
         masks: dict[int, dict[int, Tensor]] = {}
-        plain = {} if listed else {count: mask_for(next(iter(self.weights)), count) for count in level_sizes(shape[-2], shape[-1])}
+        plain = {} if rows else {count: mask_for(next(iter(self.weights)), count) for count in level_sizes(shape[-2], shape[-1])}
         for t in self.weights:
-            masks[t] = {count: mask_for(t, count) for count in level_sizes(shape[-2], shape[-1])} if listed else plain
+            masks[t] = {count: mask_for(t, count) for count in level_sizes(shape[-2], shape[-1])} if rows else plain
         return Prepared(pairs, factor, masks, mask_for)
 
 
@@ -189,7 +190,9 @@ class LayerPatch:
                 if second.get("sigma_end", 0.0) <= sigma <= second.get("sigma_start", float("inf")):
                     out = out + first(out, q, k, v, extra_options, **second)
                 continue
-            prepared = plan[first] if first in plan else self._unplanned(second, q, extra_options)
+            owner, prepared = plan.get(first, (None, None))
+            if owner is not second:
+                prepared = self._unplanned(second, q, extra_options)
             if prepared is not None:
                 image = image_attention(q, *prepared.kv[self.layer.key], attend)
                 out = prepared.add(out, image, self.layer)
@@ -254,7 +257,7 @@ def prepare_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     dtype = compute_dtype(executor.class_obj)
     for slot, application in applications.items():
         open_now = application.window is None or application.is_open(plan["sigma"])
-        plan[slot] = application.prepare(options, tuple(x.shape), x.device, dtype) if open_now else None
+        plan[slot] = application, application.prepare(options, tuple(x.shape), x.device, dtype) if open_now else None
     options[PLAN] = plan
     try:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)

@@ -256,7 +256,7 @@ def calls(model, **kw):
     seen = []
 
     def spy(q, k, v, extra_options):
-        seen.append((float(extra_options["sigmas"][0]), extra_options[PLAN][0] is not None))
+        seen.append((float(extra_options["sigmas"][0]), extra_options[PLAN][0][1] is not None))
         return q, k, v
 
     watched = model.clone()

@@ -125,3 +125,12 @@ def run(guider, steps: int = 2, batch: int = 1, hw: tuple[int, int] = (8, 8)) ->
     sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", steps)
     noise = synth.noise("noise1", tuple(latent.shape), 1.7)
     return guider.sample(noise, latent, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=1)
+
+
+def clear_caches():
+    """Forget every encoded picture and projected K and V."""
+    from ipadapter_pack.nodes.host.adapter import _KV_CACHE
+    from ipadapter_pack.nodes.host.encoder import _FEATURES
+
+    _KV_CACHE.clear()
+    _FEATURES.clear()
