@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from support import lab, synth
+from support import lab, onnx_faces, synth
 from support.needs import is_sdxl
 
 ENCODER_SHAPES = {  # name contains -> hidden width, projection, input size
@@ -36,6 +36,20 @@ ADAPTER_FAMILIES = (  # pattern of the published name -> family of synth.adapter
     (r"sdxl(?!.*vit-h)|vit-G", "base_vit_g"),
     (r"", "base"),
 )
+ATTENTIONS = {  # (diffusers' names of a UNet's transformers, their depth), in the order of an adapter's keys
+    "sd15": (
+        ([f"down_blocks_{b}_attentions_{a}" for b in (0, 1, 2) for a in (0, 1)], 1),
+        ([f"up_blocks_{b}_attentions_{a}" for b in (1, 2, 3) for a in (0, 1, 2)], 1),
+        (["mid_block_attentions_0"], 1),
+    ),
+    "sdxl": (
+        ([f"down_blocks_1_attentions_{a}" for a in (0, 1)], 2),
+        ([f"down_blocks_2_attentions_{a}" for a in (0, 1)], 10),
+        ([f"up_blocks_0_attentions_{a}" for a in (0, 1, 2)], 10),
+        ([f"up_blocks_1_attentions_{a}" for a in (0, 1, 2)], 2),
+        (["mid_block_attentions_0"], 10),
+    ),
+}
 
 
 def fill(module: torch.nn.Module, seed: int) -> None:
@@ -101,10 +115,16 @@ def adapter(path: Path, pack) -> None:
 
 
 def lora(path: Path, pack) -> None:
-    """The LoRA that is published beside a FaceID adapter: diffusers' names, rank 8, on every attention."""
+    """A LoRA of rank 8 on every attention, such as is published beside a FaceID adapter, in the kohya layout."""
     arch = "sdxl" if is_sdxl(path.name) else "sd15"
-    layers = synth.ip_layers(arch, synth.TINY, lora=8)
-    save_file({key: value.half() for key, value in layers.items() if "_lora" in key}, path)
+    blocks = [f"{name}_transformer_blocks_{i}" for names, depth in ATTENTIONS[arch] for name in names for i in range(depth)]
+    state = {}
+    for key, value in synth.ip_layers(arch, synth.TINY, lora=8).items():
+        if match := re.fullmatch(r"(\d+)\.to_(\w+)_lora\.(up|down)\.weight", key):
+            number, linear = int(match[1]), "out_0" if match[2] == "out" else match[2]
+            layer = f"lora_unet_{blocks[number // 2]}_attn{1 + number % 2}_to_{linear}"
+            state[f"{layer}.lora_{match[3]}.weight"] = value.half()
+    save_file(state, path)
 
 
 def vae(path: Path, pack) -> None:
@@ -112,7 +132,12 @@ def vae(path: Path, pack) -> None:
     save_file({key: value.contiguous() for key, value in state.items()}, path)
 
 
-MAKERS = {"checkpoints": checkpoint, "clip_vision": encoder, "ipadapter": adapter, "loras": lora, "vae": vae}
+def faces(path: Path, pack) -> None:
+    """A detector and an embedder in the folder of an insightface model package."""
+    onnx_faces.write_models(path, path.name.removeprefix("part-"))
+
+
+MAKERS = {"checkpoints": checkpoint, "clip_vision": encoder, "insightface": faces, "ipadapter": adapter, "loras": lora, "vae": vae}
 
 
 def make(folder: Path, names: list[str]) -> None:

@@ -9,6 +9,7 @@ from support.convert import Prompt
 LOADERS = {  # node -> (input, models folder)
     "CheckpointLoaderSimple": ("ckpt_name", "checkpoints"),
     "CLIPVisionLoader": ("clip_name", "clip_vision"),
+    "IPAdapterInsightFaceLoader": ("model_name", "insightface/models"),
     "IPAdapterModelLoader": ("ipadapter_file", "ipadapter"),
     "LoraLoader": ("lora_name", "loras"),
     "LoraLoaderModelOnly": ("lora_name", "loras"),
@@ -52,6 +53,8 @@ def models(prompt: Prompt) -> list[str]:
     for node in prompt.values():
         if node["class_type"].startswith("IPAdapterUnifiedLoader"):
             found.extend(_preset_files(node["inputs"]["preset"], sdxl))
+        if node["class_type"] == "IPAdapterUnifiedLoaderFaceID":
+            found.append("insightface/models/buffalo_l")
     return sorted(set(found))
 
 
