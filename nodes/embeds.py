@@ -127,7 +127,7 @@ class IPAdapterEmbeds:
             mask=check_mask(attn_mask),
             per_latent=self.per_latent,
         )
-        return (apply_features(model, adapter, (pos_embed,), (neg_embed,), settings),)
+        return apply_features(model, adapter, (pos_embed,), (neg_embed,), settings), None
 
 
 class IPAdapterEmbedsBatch(IPAdapterEmbeds):

@@ -6,6 +6,7 @@ from typing import Any
 
 from . import inputs as i
 from .apply import IPAdapterAdvanced
+from .host.reference import Call, apply_faces
 
 FACE_IMAGE_OUT = "The face as the encoder sees it: look here when the likeness is off."
 
@@ -64,10 +65,43 @@ class IPAAdapterFaceIDBatch(IPAdapterFaceID):
     per_latent = True
 
 
-NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (IPAdapterFaceID, IPAdapterFaceIDKolors, IPAAdapterFaceIDBatch)}
+class IPAdapterApplyFaceEmbeds:
+    DESCRIPTION = "Steers a model by faces that were read before: averaged, saved or loaded ones. Needs no face recogniser."
+    RETURN_TYPES = ("MODEL",)
+    OUTPUT_TOOLTIPS = (i.MODEL_OUT,)
+    FUNCTION = "apply_faces"
+    CATEGORY = "ipadapter/faceid"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        faces = "The faces, from IPAdapter Face Embeds, Combine Face Embeds or Load Face Embeds. Several stand side by side."
+        middle = (
+            "Lets the face act in the UNet's middle block too, as the adapter was trained. Off is as the FaceID node does it."
+        )
+        required = _inputs()["required"]
+        del required["model"], required["ipadapter"], required["image"]
+        return {
+            "required": {
+                "model": i.MODEL,
+                "ipadapter": i.IPADAPTER,
+                "face_embeds": ("FACE_EMBEDS", {"tooltip": faces}),
+                **required,
+                "middle_block": ("BOOLEAN", {"default": True, "tooltip": middle}),
+            },
+            "optional": {"image_negative": i.IMAGE_NEGATIVE, "attn_mask": i.MASK, "clip_vision": i.CLIP_VISION},
+        }
+
+    def apply_faces(self, model, ipadapter, face_embeds, middle_block=True, **settings):
+        return (apply_faces(model, ipadapter, face_embeds, Call(**settings), middle_block),)
+
+
+NODE_CLASS_MAPPINGS = {
+    cls.__name__: cls for cls in (IPAdapterFaceID, IPAdapterFaceIDKolors, IPAAdapterFaceIDBatch, IPAdapterApplyFaceEmbeds)
+}
 
 NODE_DISPLAY_NAME_MAPPINGS = {
     "IPAdapterFaceID": "IPAdapter FaceID",
     "IPAdapterFaceIDKolors": "IPAdapter FaceID Kolors",
     "IPAAdapterFaceIDBatch": "IPAdapter FaceID Batch",
+    "IPAdapterApplyFaceEmbeds": "IPAdapter Apply Face Embeds",
 }

@@ -6,8 +6,8 @@ from typing import Any
 
 from . import inputs as i
 from .host.adapter import load_adapter
-from .host.files import adapter_names, adapter_path
 from .host.faces import load_insightface
+from .host.files import adapter_names, adapter_path
 from .host.pipeline import unified
 
 PIPELINE_OUT = "The adapter with the image encoder it needs: connect it to any IPAdapter node, or to another unified loader."

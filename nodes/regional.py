@@ -91,9 +91,7 @@ class IPAdapterFromParams(IPAdapterAdvanced):
         }
 
 
-NODE_CLASS_MAPPINGS = {
-    cls.__name__: cls for cls in (IPAdapterRegionalConditioning, IPAdapterCombineParams, IPAdapterFromParams)
-}
+NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (IPAdapterRegionalConditioning, IPAdapterCombineParams, IPAdapterFromParams)}
 
 NODE_DISPLAY_NAME_MAPPINGS = {
     "IPAdapterRegionalConditioning": "IPAdapter Regional Conditioning",

@@ -6,6 +6,7 @@ import itertools
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import comfy.model_management
@@ -23,9 +24,10 @@ from ...ipadapter_core.projection import build_projection
 from .cache import ByteCache
 from .files import identify_file
 
+_FLAGS = {"faceid-plus-v2": ("faceidplusv2",), "portrait-unnorm": ("portraitunnorm",)}  # other packs ask whether they are there
 _KV_CACHE: ByteCache[KV] = ByteCache(512 << 20)
 _loaded: weakref.WeakValueDictionary[tuple, Adapter] = weakref.WeakValueDictionary()
-_foreign = WeakIdKeyDictionary()  # a tensor of another pack's mapping -> the Adapter built on it
+_foreign = WeakIdKeyDictionary()  # a tensor of another pack's mapping -> {hint: the Adapter built on it}
 _numbers = itertools.count()
 
 
@@ -50,24 +52,38 @@ class Adapter(Mapping):
         self.patcher = patcher(module, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device())
 
     def __getitem__(self, key: str) -> Any:
-        if key in ("image_proj", "ip_adapter"):
-            return getattr(self.module, key).state_dict()
-        if key == "faceidplusv2":
-            return self.info.family == "faceid-plus-v2"
-        if key == "portraitunnorm":
-            return self.info.family == "portrait-unnorm"
+        if key == "image_proj":
+            return self.module.image_proj.state_dict()
+        if key == "ip_adapter":
+            return {**self.module.ip_adapter.state_dict(), **self._lora}
+        if key in self._flags:
+            return True
         raise KeyError(key)
 
+    def __contains__(self, key: object) -> bool:
+        return key in ("image_proj", "ip_adapter", *self._flags)
+
     def __iter__(self) -> Iterator[str]:
-        return iter(("image_proj", "ip_adapter", "faceidplusv2", "portraitunnorm"))
+        return iter(("image_proj", "ip_adapter", *self._flags))
 
     def __len__(self) -> int:
-        return 4
+        return 2 + len(self._flags)
+
+    @property
+    def _flags(self) -> tuple[str, ...]:
+        return _FLAGS.get(self.info.family, ())
 
     __hash__ = object.__hash__
 
     def __eq__(self, other: object) -> bool:
         return self is other
+
+    @cached_property
+    def _lora(self) -> dict[str, Tensor]:
+        """The LoRA inside a FaceID file, by which other packs know one; read when one of them asks, for nothing here needs it."""
+        if not self.info.lora or self.path is None:
+            return {}
+        return {key: value for key, value in read_checkpoint(self.path).ip_adapter.items() if "_lora." in key}
 
     @property
     def widths(self) -> dict[int, int]:
@@ -121,19 +137,20 @@ def load_adapter(path: str) -> Adapter:
 def as_adapter(value: Any) -> Adapter:
     """The Adapter of an IPADAPTER value: ours, another pack's mapping of two state dicts, or the pipeline that holds one."""
     if isinstance(value, Mapping) and "ipadapter" in value:
-        value = value["ipadapter"].get("model")
+        value = (value["ipadapter"] or {}).get("model")
     if isinstance(value, Adapter):
         return value
-    if not isinstance(value, Mapping) or "image_proj" not in value or "ip_adapter" not in value:
-        raise IPAdapterError("There is no adapter in the ipadapter input: connect an IPAdapter Model Loader or an IPAdapter Unified Loader.")
-    first = next(iter(value["ip_adapter"].values()))
-    adapter = _foreign.get(first)
-    if adapter is None:
+    if not isinstance(value, Mapping) or not all(isinstance(value.get(part), Mapping) for part in ("image_proj", "ip_adapter")):
+        raise IPAdapterError(
+            "There is no adapter in the ipadapter input: connect an IPAdapter Unified Loader or an IPAdapter Model Loader."
+        )
+    hint = "portrait_unnorm" if value.get("portraitunnorm") else "faceid-plusv2" if value.get("faceidplusv2") else "faceid-plus"
+    first = next(iter(value["ip_adapter"].values()), None)
+    built = _foreign.setdefault(first, {}) if isinstance(first, Tensor) else {}
+    if hint not in built:
         checkpoint = from_state_dicts(value)
-        shapes = _flat(checkpoint.image_proj, "image_proj") | _flat(checkpoint.ip_adapter, "ip_adapter")
-        hint = "faceid-plusv2" if value.get("faceidplusv2") else "portrait_unnorm" if value.get("portraitunnorm") else ""
-        info = identify(shapes, hint)
+        info = identify(_flat(checkpoint.image_proj, "image_proj") | _flat(checkpoint.ip_adapter, "ip_adapter"), hint)
         if not info.supported:
             raise IPAdapterError(info.problem)
-        adapter = _foreign[first] = Adapter(checkpoint, info, info.label)
-    return adapter
+        built[hint] = Adapter(checkpoint, info, info.label)
+    return built[hint]

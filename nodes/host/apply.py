@@ -112,7 +112,8 @@ def apply_features(
     """A clone of `model` with the adapter applied; the model given stays as it was.
 
     positive, negative: features for the two sides, the negative brought to the positive's count. composition: features
-    that take the positive's place at the layers of composition. weight_kolors: of Kolors' text projection. `projection` goes to the adapter's projection.
+    that take the positive's place at the layers of composition. weight_kolors: of Kolors' text projection.
+    `projection` goes to the adapter's projection.
     """
     base = check_model(model, adapter)
     needed = adapter.info.encoder
@@ -157,7 +158,8 @@ def apply_features(
         width = found[layer.name, layer.id, layer.index].width
         if adapter.widths.get(number) != width:
             raise IPAdapterError(
-                f"{adapter.name} does not fit the connected model: its layer {number} is {adapter.widths.get(number)} wide, the model's is {width}."
+                f"{adapter.name} does not fit the connected model: its layer {number} is {adapter.widths.get(number)} wide, "
+                f"the model's is {width}. Load an adapter made for this model."
             )
     text_projection = _text_projection(model, adapter)
     parts = [part for pair in pairs.values() for side in pair for part in side]
@@ -165,7 +167,9 @@ def apply_features(
     if text_projection is not None:
         key = (*key, digest(text_projection.weight), weight_kolors)
     kv = adapter.kv(tuple(numbered), heads, compute_dtype(model.model), key, tokens)
-    add_application(work, Application(kv, chosen, weights, settings.embeds_scaling, _window(model, settings), settings.mask, settings.per_latent))
+    add_application(
+        work, Application(kv, chosen, weights, settings.embeds_scaling, _window(model, settings), settings.mask, settings.per_latent)
+    )
     return work
 
 

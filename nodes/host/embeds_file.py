@@ -55,4 +55,6 @@ def _load_pickled(path: str, name: str) -> Tensor:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
-        raise IPAdapterError(f"{name} is no embeds file, or it holds code, which is not run: encode the picture again and save it.") from None
+        raise IPAdapterError(
+            f"{name} is no embeds file, or it holds code, which is not run: encode the picture again and save it."
+        ) from None

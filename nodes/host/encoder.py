@@ -44,7 +44,8 @@ _NAMES = {
 def wrong_encoder(needed: Encoder, width: int, adapter_name: str) -> IPAdapterError:
     name = _NAMES[needed.feature].get(width, "another model")
     return IPAdapterError(
-        f"{adapter_name} needs the image encoder {needed.name} ({needed.width} wide), the connected CLIP vision model is {name} ({width} wide). "
+        f"{adapter_name} needs the image encoder {needed.name} ({needed.width} wide), "
+        f"the connected CLIP vision model is {name} ({width} wide). "
         f"Load {needed.file} with Load CLIP Vision, or use the IPAdapter Unified Loader, which finds it."
     )
 

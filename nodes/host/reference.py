@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ...ipadapter_core.errors import IPAdapterError
+from ...ipadapter_core.faces import FaceEmbeds
 from ...ipadapter_core.images import rgb
 from ...ipadapter_core.layers import STRONG_STYLE_AND_COMPOSITION
 from .adapter import Adapter, as_adapter
 from .apply import Features, Settings, apply_features, check_model, negative_features
 from .encoder import check_encoder, encode, encode_enhanced
-from .face_features import from_pictures
+from .face_features import from_embeds, from_pictures
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Call:
 
 
 def from_pipeline(ipadapter: Any, part: str) -> Any:
-    """"clipvision" or "insightface" of the pipeline that a unified loader gives; None for a bare adapter."""
+    """ "clipvision" or "insightface" of the pipeline that a unified loader gives; None for a bare adapter."""
     if isinstance(ipadapter, dict) and part in ipadapter and ipadapter[part]:
         return ipadapter[part].get("model")
     return None
@@ -74,10 +75,10 @@ def apply_call(model: Any, ipadapter: Any, call: Call, per_latent: bool = False)
 
 def _regions(call: Call) -> list[Call]:
     """One call for each region that has a picture."""
+    names = ("image", "attn_mask", "weight", "weight_type", "start_at", "end_at")
     params = call.ipadapter_params or {}
-    names = {"image": "image", "attn_mask": "attn_mask", "weight": "weight", "weight_type": "weight_type", "start_at": "start_at", "end_at": "end_at"}
     regions = zip(*(params[name] for name in names), strict=True)
-    calls = [replace(call, ipadapter_params=None, **dict(zip(names.values(), region, strict=True))) for region in regions]
+    calls = [replace(call, ipadapter_params=None, **dict(zip(names, region, strict=True))) for region in regions]
     return [one for one in calls if one.image is not None]
 
 
@@ -94,11 +95,22 @@ def _styled(call: Call) -> Call:
     )
 
 
-def _apply_one(model: Any, adapter: Adapter, call: Call, per_latent: bool) -> tuple[Any, Tensor]:
-    if call.image is None:
-        raise IPAdapterError("There is no reference picture: connect one to the image input.")
-    image = rgb(call.image)
-    settings = Settings(
+def apply_faces(model: Any, ipadapter: Any, faces: FaceEmbeds, call: Call, middle: bool) -> Any:
+    """A patched clone of the model, from faces that were read before; no face recogniser is needed."""
+    adapter = as_adapter(ipadapter)
+    check_model(model, adapter)
+    if not adapter.info.face:
+        raise IPAdapterError(
+            f"{adapter.name} ({adapter.info.label}) has no need of faces: "
+            "connect the picture itself to an IPAdapter or IPAdapter Advanced node."
+        )
+    call = replace(call, clip_vision=call.clip_vision or from_pipeline(ipadapter, "clipvision"))
+    positive = _face_side(adapter, call, *from_embeds(adapter, faces))
+    return _patched(model, adapter, call, positive, replace(_settings(call), middle=middle))
+
+
+def _settings(call: Call, per_latent: bool = False) -> Settings:
+    return Settings(
         weight=call.weight,
         weight_type=call.weight_type,
         start_at=call.start_at,
@@ -111,22 +123,30 @@ def _apply_one(model: Any, adapter: Adapter, call: Call, per_latent: bool) -> tu
         layer_weights=call.layer_weights,
         per_latent=per_latent,
     )
-    positive, picture = features_of(adapter, call, image)
+
+
+def _apply_one(model: Any, adapter: Adapter, call: Call, per_latent: bool) -> tuple[Any, Tensor]:
+    if call.image is None:
+        raise IPAdapterError("There is no reference picture: connect one to the image input.")
+    positive, picture = features_of(adapter, call, rgb(call.image))
     composition = None
     if call.image_composition is not None:
         composition, _ = features_of(adapter, call, rgb(call.image_composition))
-    patched = apply_features(
+    return _patched(model, adapter, call, positive, _settings(call, per_latent), composition), picture
+
+
+def _patched(model: Any, adapter: Adapter, call: Call, positive: Features, settings: Settings, composition: Features | None = None) -> Any:
+    return apply_features(
         model,
         adapter,
         positive,
-        negative_side(adapter, call, positive),
+        _negative_side(adapter, call, positive),
         settings,
         combine_embeds=call.combine_embeds,
         composition=composition,
         weight_kolors=call.weight_kolors,
-        **face_options(adapter, call.weight_faceidv2, call.weight),
+        **_face_options(adapter, call),
     )
-    return patched, picture
 
 
 def features_of(adapter: Adapter, call: Call, image: Tensor) -> tuple[Features, Tensor]:
@@ -135,7 +155,7 @@ def features_of(adapter: Adapter, call: Call, image: Tensor) -> tuple[Features, 
         if call.insightface is None:
             refuse_faces(adapter)
         ids, crops = from_pictures(adapter, image, call.insightface)
-        return face_side(adapter, call, ids, crops), crops
+        return _face_side(adapter, call, ids, crops), crops
     if call.enhance_tiles > 1:
         clip_vision = needed_encoder(adapter, call.clip_vision)
         feature = adapter.info.encoder.feature  # type: ignore[union-attr]
@@ -143,14 +163,14 @@ def features_of(adapter: Adapter, call: Call, image: Tensor) -> tuple[Features, 
     return (encode_for(adapter, call.clip_vision, image, call.encode_batch_size),), image
 
 
-def face_side(adapter: Adapter, call: Call, ids: Tensor, crops: Tensor) -> Features:
+def _face_side(adapter: Adapter, call: Call, ids: Tensor, crops: Tensor) -> Features:
     """Identities alone, or with the encoded crops for the families that look at the face too."""
     if adapter.info.encoder is None:
         return (ids,)
     return ids, encode_for(adapter, call.clip_vision, crops, call.encode_batch_size)
 
 
-def negative_side(adapter: Adapter, call: Call, positive: Features) -> Features:
+def _negative_side(adapter: Adapter, call: Call, positive: Features) -> Features:
     """The negative picture's features, or zeros (identities too) and the black picture's where there is none."""
     nobody = (torch.zeros_like(positive[0]),) if adapter.info.face else ()
     if adapter.info.encoder is None:
@@ -160,23 +180,21 @@ def negative_side(adapter: Adapter, call: Call, positive: Features) -> Features:
     return (*nobody, negative_features(adapter, call.clip_vision, positive[-1]))
 
 
-def face_options(adapter: Adapter, weight_faceidv2: float | None, weight: float | list[float]) -> dict[str, Any]:
+def _face_options(adapter: Adapter, call: Call) -> dict[str, Any]:
     """FaceID plus: the shortcut of v2 and how much the look of the face counts beside it."""
     if adapter.info.projection != "faceid_plus":
         return {}
-    first = weight[0] if isinstance(weight, list) else weight
-    return {
-        "shortcut": adapter.info.family != "faceid-plus",
-        "scale": float(2 * first if weight_faceidv2 is None else weight_faceidv2),
-    }
+    first = call.weight[0] if isinstance(call.weight, list) else call.weight
+    scale = 2 * first if call.weight_faceidv2 is None else call.weight_faceidv2
+    return {"shortcut": adapter.info.family != "faceid-plus", "scale": float(scale)}
 
 
 def refuse_faces(adapter: Adapter) -> None:
     """Raises IPAdapterError for an adapter whose pictures must go through a face recogniser, where there is none."""
     if adapter.info.face:
         raise IPAdapterError(
-            f"{adapter.name} is a FaceID adapter: it needs a face recogniser. Use the IPAdapter FaceID node with an IPAdapter InsightFace Loader, "
-            "or the IPAdapter Unified Loader FaceID."
+            f"{adapter.name} is a FaceID adapter: it needs a face recogniser. Use the IPAdapter FaceID node with "
+            "an IPAdapter InsightFace Loader, or the IPAdapter Unified Loader FaceID."
         )
 
 

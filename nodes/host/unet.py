@@ -51,7 +51,7 @@ def cross_attentions(model: Any) -> list[CrossAttention]:
 
 
 def base_of(model: Any) -> str:
-    """"SD1.5" or "SDXL" of a ModelPatcher. Raises IPAdapterError that names any other model."""
+    """ "SD1.5" or "SDXL" of a ModelPatcher. Raises IPAdapterError that names any other model."""
     found = cross_attentions(model)
     name = type(model.model).__name__
     if not found:

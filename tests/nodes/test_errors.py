@@ -89,7 +89,8 @@ def test_a_flux_model(apply):
     import comfy.supported_models
 
     config = dict(image_model="flux", in_channels=16, patch_size=2, out_channels=16, vec_in_dim=8, context_in_dim=8, hidden_size=32,
-                  mlp_ratio=2.0, num_heads=2, depth=1, depth_single_blocks=1, axes_dim=[4, 6, 6], theta=10000, qkv_bias=True, guidance_embed=False)  # fmt: skip
+                  mlp_ratio=2.0,
+                  num_heads=2, depth=1, depth_single_blocks=1, axes_dim=[4, 6, 6], theta=10000, qkv_bias=True, guidance_embed=False)  # fmt: skip
     supported = comfy.supported_models.Flux(config)
     supported.set_inference_dtype(torch.float32, None)
     flux = comfy.model_patcher.ModelPatcher(supported.get_model({}, ""), torch.device("cpu"), torch.device("cpu"))
@@ -224,8 +225,12 @@ def test_nan_weights_are_refused_with_their_name(pack, comfy):
 
 def test_no_region_has_a_picture(pack, world, load):
     """All regions None leave the model as it is."""
-    params = {key: [None] for key in ("image", "attn_mask")} | {"weight": [1.0], "weight_type": ["linear"], "start_at": [0.0], "end_at": [1.0]}
+    params = {key: [None] for key in ("image", "attn_mask")} | {
+        "weight": [1.0],
+        "weight_type": ["linear"],
+        "start_at": [0.0],
+        "end_at": [1.0],
+    }
     call = dict(model=world.unet["sd15"], ipadapter=load("plus"), ipadapter_params=params, clip_vision=world.cv["h"])
     model = pack["IPAdapterFromParams"]().apply_ipadapter(**call)[0]
     assert torch.equal(world.out("sd15", model), world.baseline("sd15"))
-
