@@ -23,13 +23,6 @@ def adapted(small):
     return small.apply()
 
 
-def reference(small, negative_prompts, model=None):
-    """A model with the plain adapter, the chunks of these prompts on the negative side."""
-    positive, negative = small.sides(lab.images(1))
-    patched = small.plain_model(plain.by_sides(positive, negative), model=model)
-    return plain.name_sides(patched, [prompt[0][0] for prompt in negative_prompts])
-
-
 def assert_same(sample, ours, theirs, without):
     want = sample(theirs)
     assert plain.error(sample(ours), want, sample(without)) < TOLERANCE
@@ -37,7 +30,7 @@ def assert_same(sample, ours, theirs, without):
 
 def test_the_sides_are_far_apart(small, adapted):
     """What the other tests rest on: wrong sides would be seen."""
-    want = small.out(reference(small, [POSITIVE]))
+    want = small.out(small.reference([POSITIVE]))
     assert plain.error(small.out(adapted), want, small.out(small.unet)) > 0.1
 
 
@@ -49,7 +42,7 @@ def test_dual_cfg(small, adapted, style):
     def sample(model):
         return plain.run(DualCFGGuider.execute(model, POSITIVE, THIRD, NEGATIVE, 4.0, 3.0, style)[0])
 
-    assert_same(sample, adapted, reference(small, [NEGATIVE]), small.unet)
+    assert_same(sample, adapted, small.reference([NEGATIVE]), small.unet)
 
 
 def test_dual_cfg_leaves_out_the_negative_at_cfg_1(small, adapted):
@@ -59,7 +52,7 @@ def test_dual_cfg_leaves_out_the_negative_at_cfg_1(small, adapted):
     def sample(model):
         return plain.run(DualCFGGuider.execute(model, POSITIVE, THIRD, NEGATIVE, 4.0, 1.0, "regular")[0])
 
-    assert_same(sample, adapted, reference(small, [NEGATIVE]), small.unet)
+    assert_same(sample, adapted, small.reference([NEGATIVE]), small.unet)
 
 
 @pytest.mark.parametrize("neg_scale", [1.0, 0.0])
@@ -70,7 +63,7 @@ def test_perp_neg(small, adapted, neg_scale):
     def sample(model):
         return plain.run(PerpNegGuider.execute(model, POSITIVE, NEGATIVE, THIRD, 5.0, neg_scale)[0])
 
-    assert_same(sample, adapted, reference(small, [NEGATIVE, THIRD]), small.unet)
+    assert_same(sample, adapted, small.reference([NEGATIVE, THIRD]), small.unet)
 
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])
@@ -86,7 +79,7 @@ def test_self_attention_guidance(small, adapted, first):
     def sample(model):
         return small.out(model, hw=(16, 16))
 
-    assert_same(sample, ours, reference(small, [NEGATIVE], guided(small.unet)), guided(small.unet))
+    assert_same(sample, ours, small.reference([NEGATIVE], guided(small.unet)), guided(small.unet))
 
 
 def test_perturbed_attention_guidance(small, adapted):
@@ -96,12 +89,12 @@ def test_perturbed_attention_guidance(small, adapted):
     def guided(model):
         return PerturbedAttentionGuidance.execute(model, 2.0)[0]
 
-    assert_same(small.out, guided(adapted), reference(small, [NEGATIVE], guided(small.unet)), guided(small.unet))
+    assert_same(small.out, guided(adapted), small.reference([NEGATIVE], guided(small.unet)), guided(small.unet))
 
 
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
 def test_cfg_guider(small, adapted, cfg):
-    assert_same(lambda model: small.out(model, cfg=cfg), adapted, reference(small, [NEGATIVE]), small.unet)
+    assert_same(lambda model: small.out(model, cfg=cfg), adapted, small.reference([NEGATIVE]), small.unet)
 
 
 def test_chunks_in_calls_of_their_own(small, adapted, monkeypatch):
@@ -115,7 +108,7 @@ def test_chunks_in_calls_of_their_own(small, adapted, monkeypatch):
         return apply_model(args["input"], args["timestep"], **args["c"])
 
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *args, **kw: 0)
-    assert_same(small.out, adapted, reference(small, [NEGATIVE]), small.unet)
+    assert_same(small.out, adapted, small.reference([NEGATIVE]), small.unet)
     watched = adapted.clone()
     watched.set_model_unet_function_wrapper(seen)
     small.out(watched)
@@ -132,7 +125,7 @@ def test_prompts_with_areas(small, adapted):
     def sample(model):
         return small.out(model, positive=positive)
 
-    assert_same(sample, adapted, reference(small, [NEGATIVE]), small.unet)
+    assert_same(sample, adapted, small.reference([NEGATIVE]), small.unet)
 
 
 def test_several_prompts_of_one_shape(small, adapted):
@@ -145,7 +138,7 @@ def test_several_prompts_of_one_shape(small, adapted):
     def sample(model):
         return small.out(model, positive=POSITIVE + THIRD, negative=NEGATIVE + half)
 
-    assert_same(sample, adapted, reference(small, [NEGATIVE, fourth]), small.unet)
+    assert_same(sample, adapted, small.reference([NEGATIVE, fourth]), small.unet)
 
 
 def test_a_call_without_a_guider(small, adapted):
@@ -243,7 +236,7 @@ def test_dual_cfg_in_context_windows(small, adapted):
     def sample(model):
         return plain.run(DualCFGGuider.execute(model, POSITIVE, THIRD, NEGATIVE, 4.0, 3.0, "regular")[0], steps=1, batch=2)
 
-    assert_same(sample, windowed(adapted, 1), reference(small, [NEGATIVE]), small.unet)
+    assert_same(sample, windowed(adapted, 1), small.reference([NEGATIVE]), small.unet)
 
 
 # The window of sampling

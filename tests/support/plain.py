@@ -69,6 +69,11 @@ class Small:
             patched.set_model_attn2_replace(plain_attention(to_k, to_v, rows, weight), name, block)
         return patched
 
+    def reference(self, negative_prompts: list[Any], model=None):
+        """A model with the plain adapter and one picture, the chunks of these prompts on the negative side."""
+        patched = self.plain_model(by_sides(*self.sides(lab.images(1))), model=model)
+        return name_sides(patched, [prompt[0][0] for prompt in negative_prompts])
+
 
 def plain_attention(to_k: Tensor, to_v: Tensor, rows: Rows, weight: float):
     def replace(q, k, v, extra_options):
