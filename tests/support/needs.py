@@ -48,7 +48,7 @@ def models(prompt: Prompt) -> list[str]:
     for node in prompt.values():
         if node["class_type"] in LOADERS:
             name, folder = LOADERS[node["class_type"]]
-            found.append(f"{folder}/{node['inputs'][name]}".replace("\\", "/"))
+            found.append(f"{folder}/{node['inputs'][name]}")
     sdxl = any(is_sdxl(name) for name in found if name.startswith("checkpoints/"))
     for node in prompt.values():
         if node["class_type"].startswith("IPAdapterUnifiedLoader"):

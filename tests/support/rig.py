@@ -53,8 +53,10 @@ class Rig:
     def provide(self, prompt: convert.Prompt) -> None:
         """Make the random models and stand-in pictures that the prompt names and that are not there yet."""
         for name in needs.pictures(prompt):
-            if not (self.base / "input" / name).exists():
-                shutil.copy(self.comfy / "input" / "example.png", self.base / "input" / name)
+            picture = self.base / "input" / name
+            if not picture.exists():
+                picture.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(self.comfy / "input" / "example.png", picture)
         missing = [name for name in needs.models(prompt) if not (self.models / name).exists()]
         if missing and not self.real:
             make_models(self.python, self.comfy, self.models, missing)
