@@ -73,7 +73,8 @@ def test_the_first_screen_names_real_files():
 
 def test_links_inside_the_repository_lead_somewhere():
     targets = re.findall(r"\]\(((?!https?://)[^)]+)\)", README)
-    headings = {re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in README.splitlines() if line.startswith("#")}
+    titles = re.findall(r"^#+ (.+)$", README, flags=re.MULTILINE)
+    headings = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
     for target in targets:
         path, _, anchor = target.partition("#")
         assert (REPO / path).exists() if path else anchor in headings, target
