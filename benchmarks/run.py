@@ -1,0 +1,50 @@
+"""What the adapter costs: python benchmarks/run.py [--full] [--markdown], with COMFYUI_PATH naming a ComfyUI.
+
+With and without the adapter in one run, on random weights: time, operations, host synchronisations and FLOPs of a model call, graph
+breaks, bytes held and seconds for applying. Tiny UNets (32 channels, fp32) take two minutes; --full adds the published sizes (bf16, 9 GB).
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPO / "tests"))
+
+import torch  # noqa: E402
+from measure import Bench  # noqa: E402
+from report import print_tables  # noqa: E402
+from support import lab  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="also at the published sizes")
+    parser.add_argument("--full-only", action="store_true", help="at the published sizes alone")
+    parser.add_argument("--arch", nargs="+", choices=("sd15", "sdxl"), default=("sd15", "sdxl"))
+    parser.add_argument("--repetitions", type=int, default=60, help="timed model calls of each kind (SDXL: a third, at full size a tenth)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--markdown", action="store_true", help="print markdown tables")
+    options = parser.parse_args()
+    if "COMFYUI_PATH" not in os.environ:
+        parser.error("set COMFYUI_PATH to a ComfyUI folder, or run: python3 dev.py bench")
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        (base / "models" / "ipadapter").mkdir(parents=True)
+        (base / "custom_nodes").mkdir()
+        lab.boot(Path(os.environ["COMFYUI_PATH"]).resolve(), base)
+        lab.load_module("ipadapter_core", REPO / "ipadapter_core")
+        pack = lab.load_module("ipadapter_pack", REPO).NODE_CLASS_MAPPINGS
+        sizes = [True] if options.full_only else [False, True] if options.full else [False]
+        for full in sizes:
+            for arch in options.arch:
+                bench = Bench(pack, base / "models" / "ipadapter", arch, full, options.repetitions)
+                print_tables(bench, options.markdown)
+                del bench
+
+
+if __name__ == "__main__":
+    main()
