@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import folder_paths
 import torch
 
 from ..ipadapter_core.embeds import combine
@@ -13,8 +12,9 @@ from ..ipadapter_core.images import rgb
 from . import inputs as i
 from .host.adapter import as_adapter
 from .host.apply import Settings, apply_features, negative_features
-from .host.embeds_file import list_embeds, load_embeds, save_embeds
+from .host.embeds_file import SUFFIX, load_embeds, save_embeds
 from .host.reference import check_mask, encode_for, from_pipeline, refuse_faces
+from .host.saved_files import list_saved, stamp
 
 
 class IPAdapterEncoder:
@@ -165,11 +165,11 @@ class IPAdapterLoadEmbeds:
     @classmethod
     def INPUT_TYPES(cls):
         tooltip = "An .ipadpt file in ComfyUI's input folder. Move saved ones there from the output folder."
-        return {"required": {"embeds": (list_embeds(), {"tooltip": tooltip})}}
+        return {"required": {"embeds": (list_saved(SUFFIX), {"tooltip": tooltip})}}
 
     @classmethod
     def IS_CHANGED(cls, embeds):
-        return folder_paths.get_annotated_filepath(embeds)
+        return stamp(embeds)
 
     def load(self, embeds):
         return (load_embeds(embeds),)

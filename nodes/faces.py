@@ -9,7 +9,8 @@ import torch
 from ..ipadapter_core.faces import CROP, FaceEmbeds, average, draw_faces, join
 from ..ipadapter_core.images import rgb
 from .host.faces import CHOICES, choose, detect
-from .host.faces_file import faces_stamp, list_faces, load_faces, save_faces
+from .host.faces_file import SUFFIX, load_faces, save_faces
+from .host.saved_files import list_saved, stamp
 
 _FACES_OUT = "The faces: average them, save them, or connect them where face embeddings are taken."
 _CROPS_OUT = "The faces cut out and turned upright, 256 x 256, as the image encoder is shown them."
@@ -113,11 +114,11 @@ class IPAdapterLoadFaceEmbeds:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         tooltip = "A .faces.safetensors file in ComfyUI's input folder. Move saved ones there from the output folder."
-        return {"required": {"face_embeds": (list_faces(), {"tooltip": tooltip})}}
+        return {"required": {"face_embeds": (list_saved(SUFFIX), {"tooltip": tooltip})}}
 
     @classmethod
     def IS_CHANGED(cls, face_embeds):
-        return faces_stamp(face_embeds)
+        return stamp(face_embeds)
 
     def load(self, face_embeds):
         faces = load_faces(face_embeds)

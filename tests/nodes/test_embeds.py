@@ -1,0 +1,209 @@
+"""Encoded pictures: combined, applied with and without a negative side, saved, listed and read back; no file runs code."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from support import lab, plain
+from support.world import AdapterFiles
+
+
+@pytest.fixture(scope="module")
+def small(pack, comfy):
+    return plain.Small(pack, comfy)
+
+
+@pytest.fixture(scope="module")
+def encoded(small):
+    """Positive [2, 1024] and negative embeds of two pictures."""
+    return lab.call(small.pack["IPAdapterEncoder"], ipadapter=small.adapter, image=lab.images(2), weight=1.0, clip_vision=small.encoder)
+
+
+@pytest.fixture
+def input_folder(comfy):
+    """ComfyUI's input folder; the .ipadpt files that a test puts there are taken away again."""
+    folder = comfy / "input"
+    before = set(folder.rglob("*"))
+    yield folder
+    for path in sorted(set(folder.rglob("*")) - before, reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def save(pack, embeds, prefix="IP_embeds"):
+    """The name that the save node tells."""
+    return pack["IPAdapterSaveEmbeds"]().save(embeds, prefix)["ui"]["text"][0]
+
+
+def load(pack, name):
+    return lab.call(pack["IPAdapterLoadEmbeds"], embeds=name)[0]
+
+
+def apply(small, node="IPAdapterEmbeds", **kw):
+    call = dict(model=small.unet, ipadapter=small.adapter, weight=0.8, weight_type="linear", start_at=0.0, end_at=1.0)
+    return lab.call(small.pack[node], **call, embeds_scaling="V only", **kw)[0]
+
+
+def sentence(call, *args, **kw) -> str:
+    with pytest.raises(ValueError) as caught:
+        call(*args, **kw)
+    assert type(caught.value).__name__ == "IPAdapterError"
+    return str(caught.value)
+
+
+# Files
+
+
+def test_saved_and_loaded_bit_for_bit(pack, comfy, encoded, input_folder):
+    name = save(pack, encoded[0], "trip/embeds")
+    path = comfy / "output" / name
+    raw = path.read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])  # the safetensors format, by its description
+    assert header["embeds"]["dtype"] == "F32" and header["embeds"]["shape"] == list(encoded[0].shape)
+    assert torch.equal(load_file(path)["embeds"], encoded[0])
+    (input_folder / "x.ipadpt").write_bytes(raw)
+    assert torch.equal(load(pack, "x.ipadpt"), encoded[0])
+
+
+def test_names_count_up_and_nothing_is_overwritten(pack, comfy):
+    folder = comfy / "output" / "many"
+    folder.mkdir()
+    (folder / "e_00002.ipadpt").write_bytes(b"someone else's")
+    embeds = [torch.full((1, 4), float(n)) for n in range(3)]
+    assert [save(pack, one, "many/e") for one in embeds] == ["many/e_00001.ipadpt", "many/e_00003.ipadpt", "many/e_00004.ipadpt"]
+    assert (folder / "e_00002.ipadpt").read_bytes() == b"someone else's"
+    assert [float(load_file(folder / f"e_0000{n}.ipadpt")["embeds"][0, 0]) for n in (1, 3, 4)] == [0.0, 1.0, 2.0]
+
+
+def test_nothing_is_saved_outside_the_output_folder(pack, comfy, tmp_path):
+    for prefix in ("../out", str(tmp_path / "out")):
+        with pytest.raises(Exception, match="outside the output folder"):
+            save(pack, torch.zeros(1, 4), prefix)
+    assert not list(comfy.glob("out_*")) and not list(tmp_path.iterdir())
+
+
+def test_the_list_is_the_input_folders(pack, comfy, input_folder):
+    (input_folder / "people").mkdir()
+    for name in ("b.ipadpt", "people/a.ipadpt", "people/a.png", "c.ipadpt.txt"):
+        (input_folder / name).write_bytes(b"")
+    (comfy / "output" / "elsewhere.ipadpt").write_bytes(b"")
+    assert pack["IPAdapterLoadEmbeds"].INPUT_TYPES()["required"]["embeds"][0] == ["b.ipadpt", "people/a.ipadpt"]
+
+
+def test_a_subfolders_file(pack, input_folder):
+    (input_folder / "people").mkdir()
+    save_file({"embeds": torch.ones(1, 4)}, input_folder / "people" / "a.ipadpt")
+    assert torch.equal(load(pack, "people/a.ipadpt"), torch.ones(1, 4))
+
+
+def test_no_way_out_of_comfyuis_folders(pack, comfy, tmp_path):
+    """Prompts from the network may name any file: those outside stay unread, whatever they hold."""
+    for path in (comfy / "x.ipadpt", tmp_path / "x.ipadpt"):
+        save_file({"embeds": torch.ones(1, 4)}, path)
+    for name in ("../x.ipadpt", "people/../../x.ipadpt", str(tmp_path / "x.ipadpt"), "../x.ipadpt [output]"):
+        assert "outside ComfyUI's input folder" in sentence(load, pack, name)
+    (comfy / "x.ipadpt").unlink()
+
+
+def test_a_file_that_is_not_there(pack):
+    assert sentence(load, pack, "gone.ipadpt") == (
+        "There is no file gone.ipadpt in the input folder: move the saved embeds there from the output folder."
+    )
+    assert pack["IPAdapterLoadEmbeds"].IS_CHANGED("gone.ipadpt") == 0
+
+
+def test_a_changed_file_is_told_from_the_old_one(pack, input_folder):
+    path, told = input_folder / "x.ipadpt", pack["IPAdapterLoadEmbeds"].IS_CHANGED
+    save_file({"embeds": torch.ones(1, 4)}, path)
+    os.utime(path, ns=(1_700_000_000_000_000_000,) * 2)
+    first = told("x.ipadpt")
+    assert told("x.ipadpt") == first
+    save_file({"embeds": torch.zeros(1, 4)}, path)
+    assert told("x.ipadpt") != first
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_pickled_tensor_of_the_other_pack(pack, input_folder, zipped, dtype):
+    """torch.save(tensor) in both of torch's layouts; half precision is widened, which changes no value."""
+    embeds = torch.linspace(-1, 1, 2048).reshape(2, 1024).to(dtype)
+    torch.save(embeds, input_folder / "old.ipadpt", _use_new_zipfile_serialization=zipped)
+    got = load(pack, "old.ipadpt")
+    assert got.dtype == torch.float32 and torch.equal(got, embeds.float())
+
+
+class Code:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))], ids=["torch", "pickle"])
+def test_a_pickle_with_code_is_refused_and_not_run(pack, input_folder, tmp_path, write):
+    write(Code(tmp_path / "ran"), input_folder / "bad.ipadpt")
+    assert sentence(load, pack, "bad.ipadpt") == (
+        "bad.ipadpt is no embeds file, or it holds code, which is not run: encode the picture again and save it."
+    )
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no embeds", b"\x80\x02", b"PK\x03\x04broken", b"\x80\x04]q\x00(h\xff.", bytes(range(256))])
+def test_a_file_that_holds_something_else(pack, input_folder, content):
+    (input_folder / "bad.ipadpt").write_bytes(content)
+    assert "bad.ipadpt is no embeds file" in sentence(load, pack, "bad.ipadpt")
+
+
+@pytest.mark.parametrize("tensors", [{"other": torch.ones(1, 4)}, {"embeds": torch.ones(4)}, {"embeds": torch.full((1, 4), float("nan"))}])
+def test_a_safetensors_file_without_usable_embeds(pack, input_folder, tensors):
+    save_file(tensors, input_folder / "bad.ipadpt")
+    assert "bad.ipadpt holds no usable embeds" in sentence(load, pack, "bad.ipadpt")
+
+
+# Applying and combining
+
+
+def test_without_a_negative_side_a_standard_adapter_takes_zeros(small, encoded):
+    got = small.out(apply(small, pos_embed=encoded[0][:1]))
+    assert torch.equal(got, small.out(apply(small, pos_embed=encoded[0][:1], neg_embed=torch.zeros(1, 1024))))
+    assert torch.equal(got, small.out(small.apply()))
+
+
+def test_without_a_negative_side_a_plus_adapter_needs_its_encoder(small, comfy):
+    file = AdapterFiles(comfy / "models" / "ipadapter")["plus", "sd15"]
+    plus = lab.call(small.pack["IPAdapterModelLoader"], ipadapter_file=file)[0]
+    node = small.pack["IPAdapterEmbeds"]()
+    text = sentence(node.apply_ipadapter, small.unet, plus, torch.zeros(1, 257, 1280), 1.0, "linear", 0.0, 1.0)
+    assert "needs an image encoder for its negative side" in text and "or a neg_embed" in text
+    assert node.apply_ipadapter(small.unet, plus, torch.zeros(1, 257, 1280), 1.0, "linear", 0.0, 1.0, torch.zeros(1, 257, 1280))
+
+
+def test_one_embed_for_each_latent(small, encoded):
+    """As the batch node with the pictures themselves, bit for bit, and each latent as in a run of its embed for all latents."""
+    got = small.out(apply(small, "IPAdapterEmbedsBatch", pos_embed=encoded[0]), batch=2)
+    assert torch.equal(got, small.out(small.apply(node="IPAdapterBatch", image=lab.images(2), encode_batch_size=0), batch=2))
+    off = small.out(small.unet, batch=2)
+    for i in range(2):
+        alone = small.out(apply(small, pos_embed=encoded[0][i : i + 1]), batch=2)
+        assert plain.error(got[i], alone[i], off[i]) < 1e-4  # rounding of fp32 alone
+
+
+def test_embeds_of_different_shapes(pack):
+    node = pack["IPAdapterCombineEmbeds"]()
+    text = sentence(node.batch, torch.zeros(1, 257, 1280), "average", torch.zeros(1, 1024))
+    assert text == "These embeds come from different encoders or adapters and cannot be combined: [257, 1280], [1024]."
+
+
+def test_max_and_min_and_missing_inputs(pack):
+    a, b = torch.tensor([[1.0, -2.0]]), torch.tensor([[0.0, 3.0]])
+    batch = pack["IPAdapterCombineEmbeds"]().batch
+    assert torch.equal(batch(a, "max", embed4=b)[0], torch.tensor([[1.0, 3.0]]))
+    assert torch.equal(batch(a, "min", embed4=b)[0], torch.tensor([[0.0, -2.0]]))
+    assert torch.equal(batch(a, "concat", embed5=b)[0], torch.cat([a, b]))
+    assert torch.equal(batch(a, "average")[0], a)
