@@ -1,5 +1,7 @@
 """Which key belongs to which block, against diffusers' UNets; how strong each block is, against numbers worked out by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -53,8 +55,9 @@ def test_keys_follow_diffusers_attention_processors(base, unet):
 def test_the_adapter_fits_the_width_of_every_layer(base, unet):
     """Keys in this order have the widths of diffusers' layers: 320, 320, 640 ... 1280 at full size, a tenth of it here."""
     modules = dict(unet.named_modules())
+    widths: Any = synth.TINY[BASES[base]]["dims"]
     for layer, processor in zip(layers(base), (name for name in unet.attn_processors if "attn2" in name), strict=True):
-        assert modules[processor.removesuffix(".processor")].to_k.out_features == synth.TINY[BASES[base]]["dims"][layer.key // 2]
+        assert modules[processor.removesuffix(".processor")].to_k.out_features == widths[layer.key // 2]
 
 
 def test_depth_and_place_of_each_transformer(base):
