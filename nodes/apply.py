@@ -65,7 +65,7 @@ class IPAdapterAdvanced:
         enhance_ratio=1.0,
         weight_kolors=1.0,
     ):
-        given = {name: value for name, value in locals().items() if name not in ("self", "model", "ipadapter")}
+        given = {name: value for name, value in dict(locals()).items() if name not in ("self", "model", "ipadapter")}
         return apply_call(model, ipadapter, Call(**given), per_latent=self.per_latent)
 
 

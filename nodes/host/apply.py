@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +32,9 @@ class Settings:
     end_at: float = 1.0
     embeds_scaling: str = "V only"
     mask: Tensor | None = None
-    weight_composition: float = 1.0
-    style_boost: float | None = None
-    composition_boost: float | None = None
+    weight_composition: float | list[float] = 1.0
+    style_boost: float | list[float] | None = None
+    composition_boost: float | list[float] | None = None
     layer_weights: str | None = None
     per_latent: bool = False
     middle: bool = False
@@ -56,20 +57,28 @@ class Settings:
         return bool(self.layer_weights and self.layer_weights.strip())
 
     def weights(self, base: str) -> dict[int, Weight]:
-        """t -> weight, one for all latents or one for each."""
-        listed = list(self.weight) if isinstance(self.weight, (list, tuple)) else [self.weight]
-        if not listed:
-            raise IPAdapterError("The list of weights is empty: give one weight at least.")
-        each = [self._scalar_weights(base, float(weight)) for weight in (listed if self.per_latent else listed[:1])]
+        """t -> weight, one for all latents or one for each; lists of different lengths go on with their last weight."""
+        boost = self.style_boost if self.style_boost is not None else self.composition_boost
+        boosts: list[Any] = [None] if boost is None else weights_of(boost)
+        lists = [weights_of(self.weight), weights_of(self.weight_composition), boosts]
+        count = max(map(len, lists)) if self.per_latent else 1
+        each = [self._scalar_weights(base, *(one[min(i, len(one) - 1)] for one in lists)) for i in range(count)]
         if len(each) == 1:
             return dict(each[0])
-        return {t: tuple(one.get(t, 0.0) for one in each) for t in each[0]}
+        return {t: tuple(one[t] for one in each) for t in each[0]}
 
-    def _scalar_weights(self, base: str, weight: float) -> dict[int, float]:
+    def _scalar_weights(self, base: str, weight: float, weight_composition: float, boost: float | None) -> dict[int, float]:
         if self.custom:
             return custom_weights(base, self.layer_weights or "", weight)
-        boost = self.style_boost if self.style_boost is not None else self.composition_boost
-        return layer_weights(base, self.effective_type, weight, weight_composition=self.weight_composition, boost=boost)
+        return layer_weights(base, self.effective_type, weight, weight_composition=weight_composition, boost=boost)
+
+
+def weights_of(weight: float | Sequence[float]) -> list[float]:
+    """A weight or a list of them as a list. Raises IPAdapterError for an empty one."""
+    listed = [float(one) for one in weight] if isinstance(weight, (list, tuple)) else [float(weight)]
+    if not listed:
+        raise IPAdapterError("The list of weights is empty: give one weight at least.")
+    return listed
 
 
 def check_model(model: Any, adapter: Adapter) -> str:
@@ -82,6 +91,20 @@ def check_model(model: Any, adapter: Adapter) -> str:
             f"Load an adapter for {base}, or connect a {adapter.info.base} model."
         )
     return base
+
+
+def _check_features(adapter: Adapter, features: Tensor) -> None:
+    """Raises IPAdapterError for features that are not of the kind or the width that the adapter's projection takes."""
+    needed = adapter.info.encoder
+    if needed is None:
+        return
+    if features.ndim != (2 if needed.feature == "image_embeds" else 3):
+        raise IPAdapterError(
+            f"{adapter.name} takes the {needed.feature} of {needed.name}, and these embeds of shape {list(features.shape)} were made for "
+            "another adapter: encode the picture again with an IPAdapter Encoder behind this adapter."
+        )
+    if features.shape[-1] != needed.width:
+        raise wrong_encoder(needed, features.shape[-1], adapter.name)
 
 
 def negative_features(adapter: Adapter, clip_vision: Any, positive: Tensor) -> Tensor:
@@ -116,18 +139,21 @@ def apply_features(
     `projection` goes to the adapter's projection.
     """
     base = check_model(model, adapter)
-    needed = adapter.info.encoder
-    if needed is not None and positive[-1].shape[-1] != needed.width:
-        raise wrong_encoder(needed, positive[-1].shape[-1], adapter.name)
+    for side in (positive, negative, composition):
+        if side is not None:
+            _check_features(adapter, side[-1])
     work = model.clone()
     weights = {t: w for t, w in settings.weights(base).items() if (any(w) if isinstance(w, tuple) else w)}
     chosen = {layer.key: layer for layer in layers(base) if layer.t in weights and (settings.middle or layer.name != "middle")}
     if not chosen:
         return work
 
+    given = [positive] if composition is None else [positive, composition]
+    latents = max(features[0].shape[0] for features in given)
+
     def sides(features: Features) -> tuple[Features, Features]:
         if settings.per_latent:
-            return features, tuple(match_count(part, features[0].shape[0]) for part in negative)
+            return tuple(match_count(part, latents) for part in features), tuple(match_count(part, latents) for part in negative)
         combined = tuple(combine(part, combine_embeds) for part in features)
         return combined, tuple(match_count(part, combined[0].shape[0]) for part in negative)
 

@@ -14,7 +14,7 @@ from ...ipadapter_core.faces import FaceEmbeds
 from ...ipadapter_core.images import rgb
 from ...ipadapter_core.layers import STRONG_STYLE_AND_COMPOSITION
 from .adapter import Adapter, as_adapter
-from .apply import Features, Settings, apply_features, check_model, negative_features
+from .apply import Features, Settings, apply_features, check_model, negative_features, weights_of
 from .encoder import check_encoder, encode, encode_enhanced
 from .face_features import from_embeds, from_pictures
 
@@ -28,12 +28,12 @@ class Call:
     start_at: float = 0.0
     end_at: float = 1.0
     weight: float | list[float] = 1.0
-    weight_style: float = 1.0
-    weight_composition: float = 1.0
+    weight_style: float | list[float] = 1.0
+    weight_composition: float | list[float] = 1.0
     expand_style: bool = False
     weight_type: str = "linear"
     combine_embeds: str = "concat"
-    weight_faceidv2: float | None = None
+    weight_faceidv2: float | list[float] | None = None
     image: Tensor | None = None
     image_style: Tensor | None = None
     image_composition: Tensor | None = None
@@ -45,8 +45,8 @@ class Call:
     layer_weights: str | None = None
     ipadapter_params: dict[str, list] | None = None
     encode_batch_size: int = 0
-    style_boost: float | None = None
-    composition_boost: float | None = None
+    style_boost: float | list[float] | None = None
+    composition_boost: float | list[float] | None = None
     enhance_tiles: int = 1
     enhance_ratio: float = 1.0
     weight_kolors: float = 1.0
@@ -184,9 +184,8 @@ def _face_options(adapter: Adapter, call: Call) -> dict[str, Any]:
     """FaceID plus: the shortcut of v2 and how much the look of the face counts beside it."""
     if adapter.info.projection != "faceid_plus":
         return {}
-    first = call.weight[0] if isinstance(call.weight, list) else call.weight
-    scale = 2 * first if call.weight_faceidv2 is None else call.weight_faceidv2
-    return {"shortcut": adapter.info.family != "faceid-plus", "scale": float(scale)}
+    weight, factor = (call.weight, 2.0) if call.weight_faceidv2 is None else (call.weight_faceidv2, 1.0)
+    return {"shortcut": adapter.info.family != "faceid-plus", "scale": factor * weights_of(weight)[0]}
 
 
 def refuse_faces(adapter: Adapter) -> None:
