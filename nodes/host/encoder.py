@@ -60,13 +60,17 @@ def check_encoder(needed: Encoder, clip_vision: Any, adapter_name: str) -> None:
 def encode(clip_vision: Any, images: Tensor, feature: str, batch_size: int = 0, mask: Tensor | None = None) -> Tensor:
     """Pictures [n, h, w, 1, 3 or 4] -> features [n, ...] in fp32, each picture encoded once while it is remembered.
 
-    Centre-cropped to the encoder's size. mask [m, H, W] is multiplied onto the normalised pixels.
+    Centre-cropped to the encoder's size. mask [m, H, W] is multiplied onto the normalised pixels: one for each picture, or
+    the first for all.
     """
     images = rgb(images)
+    masks = None
+    if mask is not None:
+        masks = (mask if len(mask) == len(images) else mask[:1]).to(images.device).expand(len(images), -1, -1)
     if clip_vision not in _numbers:
         _numbers[clip_vision] = next(_next_number)
-    seen_through = b"" if mask is None else digest(mask)
-    keys = [(_numbers[clip_vision], feature, digest(image), seen_through) for image in images]
+    seen_through = [b""] * len(images) if masks is None else [digest(one) for one in masks]
+    keys = [(_numbers[clip_vision], feature, digest(image), seen) for image, seen in zip(images, seen_through, strict=True)]
     found = {key: features for key in keys if (features := _FEATURES.get(key)) is not None}
     missing = {key: i for i, key in enumerate(keys) if key not in found}
     size = batch_size or _BATCH
@@ -75,7 +79,8 @@ def encode(clip_vision: Any, images: Tensor, feature: str, batch_size: int = 0, 
     for start in range(0, len(todo), size):
         comfy.model_management.throw_exception_if_processing_interrupted()
         some = todo[start : start + size]
-        features = _run(clip_vision, images[[i for _, i in some]], feature, mask)
+        places = [i for _, i in some]
+        features = _run(clip_vision, images[places], feature, None if masks is None else masks[places])
         for (key, _), one in zip(some, features, strict=True):
             found[key] = one.float().clone()
             _FEATURES.put(key, found[key], found[key].nbytes)
