@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .errors import IPAdapterError
+from .family import ARCFACE
 from .images import resize
 
 CROP = 256  # the size the crops are kept in: the alignment for 256 holds the one for 224 whole, pixel by pixel
@@ -26,7 +27,7 @@ class FaceEmbeds:
 
     def __post_init__(self) -> None:
         n = self.embedding.shape[0]
-        if n == 0 or self.embedding.ndim != 2 or self.crops.shape != (n, CROP, CROP, 3):
+        if n == 0 or self.embedding.shape != (n, ARCFACE) or self.crops.shape != (n, CROP, CROP, 3):
             raise IPAdapterError(
                 f"These are no face embeddings: {list(self.embedding.shape)} with pictures {list(self.crops.shape)}. "
                 "Make them with IPAdapter Face Embeds."

@@ -35,7 +35,9 @@ def load_encoder(path: str) -> Any:
 
 
 def unified(model: Any, preset: str, lora_strength: float, provider: str, pipeline: dict | None) -> tuple[Any, dict]:
-    """(model, pipeline) for a preset of one of the unified loaders."""
+    """(model, pipeline) for a preset of one of the unified loaders. Raises IPAdapterError for a preset that is none."""
+    if preset not in PRESETS:
+        raise IPAdapterError(f"There is no preset '{preset}'. The presets are: {', '.join(PRESETS)}.")
     base = base_of(model)
     if hasattr(model.model.diffusion_model, "encoder_hid_proj") and "Kolors" in PRESETS[preset]:
         base = "Kolors"
@@ -52,14 +54,17 @@ def unified(model: Any, preset: str, lora_strength: float, provider: str, pipeli
     if adapter.info.face:
         name = "antelopev2" if base == "Kolors" else "buffalo_l"
         held = (pipeline or {}).get("insightface") or {}
-        analyser = held.get("model") if held.get("provider") == provider else None
-        loaded["insightface"] = {"provider": provider, "model": analyser or load_insightface(provider, name)}
+        same = held.get("provider") == provider and held.get("name", name) == name
+        analyser = held.get("model") if same else None
+        loaded["insightface"] = {"provider": provider, "name": name, "model": analyser or load_insightface(provider, name)}
         model = _with_face_lora(model, adapter, lora_strength)
     return model, loaded
 
 
 def _with_face_lora(model: Any, adapter: Adapter, strength: float) -> Any:
-    """The separate LoRA file where it is there, else the one inside the adapter file; the model itself where there is none."""
+    """The separate LoRA file where it is there, else the one in the adapter file, else (or at strength 0) the model itself."""
+    if strength == 0:
+        return model
     path = find_lora(adapter.info)
     if path is not None:
         return with_lora_file(model, path, strength)
