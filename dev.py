@@ -1,4 +1,4 @@
-"""One command for everything: python3 dev.py demo | test | lint | server | workflows | setup. Needs nothing but Python 3.10 or newer.
+"""One command for everything: python3 dev.py demo | test | lint | bench | server | workflows | setup. Needs only Python 3.10 or newer.
 
 The first run makes a virtual environment in .venv and installs into it; later runs reuse it until what is needed changes.
 
@@ -143,6 +143,12 @@ def lint(arguments: list[str]) -> None:
     run(python, "-m", "pyright", "--pythonpath", python, cwd=REPO)
 
 
+def bench(arguments: list[str]) -> None:
+    """What the adapter costs: time, operations, memory, beside the targets (options: bench --help)."""
+    python, comfyui = environment()
+    run(python, REPO / "benchmarks" / "run.py", *arguments, env={**os.environ, "COMFYUI_PATH": str(comfyui)})
+
+
 def server(arguments: list[str]) -> None:
     """Start ComfyUI with the pack and the random models of earlier runs in it, and keep it running."""
     python, comfyui = environment()
@@ -156,7 +162,7 @@ def workflows(arguments: list[str]) -> None:
     run(python, TESTS / "browser" / "check_workflows.py", *arguments, env=variables)
 
 
-COMMANDS = {"demo": demo, "test": test, "lint": lint, "server": server, "workflows": workflows, "setup": setup}
+COMMANDS = {"demo": demo, "test": test, "lint": lint, "bench": bench, "server": server, "workflows": workflows, "setup": setup}
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+
 from support import lab, synth
 
 STACK_FRAMES = 128  # of `deeper`, that fill one piece of Python's stack
@@ -59,7 +60,7 @@ def medians(calls: Sequence[Callable], repetitions: int) -> list[tuple[float, fl
     """
     chance = random.Random(0)
     for call in calls:
-        call()
+        call()  # warm, whatever ran before
     gc.collect()
     gc.disable()
     rounds = []

@@ -1,12 +1,14 @@
-"""One UNet, one encoder and one plus adapter (16 tokens), and what applying the adapter to the UNet costs."""
+"""One UNet, one encoder and one plus adapter (16 tokens): what applying the adapter to the UNet costs."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from calls import hold, medians, seconds
 from counts import compiled, flops, operations, syncs
+
 from support import lab, quick
 from support.held import tensor_bytes
 
@@ -32,8 +34,8 @@ class Bench:
     def __init__(self, pack: dict[str, Any], folder: Path, arch: str, full: bool, repetitions: int):
         self.pack, self.arch, self.full = pack, arch, full
         self.width, self.dtype = (320, torch.bfloat16) if full else (32, torch.float32)
-        self.size = 32 if full else 8
-        self.repetitions = max(repetitions // (10 if full else 1) // (3 if arch == "sdxl" else 1), 3)
+        self.size = 16 if full else 8
+        self.repetitions = 3 if full else max(repetitions // (3 if arch == "sdxl" else 1), 3)
         name = f"ip-adapter-plus_{arch}_{self.width}.safetensors"
         self.adapter_bytes = quick.save_adapter(folder / name, "plus", arch, self.width, self.dtype)
         self.adapter = lab.call(pack["IPAdapterModelLoader"], ipadapter_file=name)[0]
@@ -63,35 +65,36 @@ class Bench:
     def applying(self) -> dict[str, float]:
         """Seconds of applying: at first, with another weight, with another picture."""
         first = seconds(lambda: self.apply(self.unet))
-        weight = min(seconds(lambda: self.apply(self.unet, weight)) for weight in WEIGHTS[1:])
+        weight = min(seconds(partial(self.apply, self.unet, weight)) for weight in WEIGHTS[1:])
         picture = seconds(lambda: self.apply(self.unet, picture="b"))
         return {"first": first, "weight": weight, "picture": picture}
 
     def calling(self) -> dict[str, Any]:
-        """A model call with the adapter against one without; `windowed` is one with a start_at."""
+        """Time and FLOPs of a model call with the adapter against one without."""
         found: dict[str, Any] = {}
-        patched, windowed = self.apply(self.unet), self.apply(self.unet, start_at=0.1)
+        patched = self.apply(self.unet)
 
         def body(calls):
-            (without, _), (took, ratio) = medians(calls[:2], self.repetitions)
+            found["flops"] = [flops(call) for call in calls]
+            (found["without"], _), (found["with"], found["ratio"]) = medians(calls, self.repetitions)
+
+        hold([self.unet, patched], self.arch, self.size, body)
+        found["held"] = self.held(patched)
+        return found
+
+    def counting(self) -> dict[str, int]:
+        """Operations and host synchronisations that the adapter adds to a model call; `windowed`: with a start_at."""
+        found: dict[str, int] = {}
+
+        def body(calls):
             for call in calls:
                 call()
-            plain, counted = operations(calls[0]), operations(calls[1])
-            waits, base_flops = [syncs(call) for call in calls], flops(calls[0])
-            found.update(
-                without=without,
-                took=took,
-                ratio=ratio,
-                operations=sum((counted - plain).values()) - sum((plain - counted).values()),
-                which=counted - plain,
-                syncs=waits[1] - waits[0],
-                windowed_syncs=waits[2] - waits[0],
-                flops=flops(calls[1]) - base_flops,
-                base_flops=base_flops,
-            )
+            plain = operations(calls[0]), syncs(calls[0])
+            found["operations"] = operations(calls[1]).total() - plain[0].total()
+            found["syncs"] = syncs(calls[1]) - plain[1]
+            found["windowed"] = syncs(calls[2]) - plain[1]
 
-        hold([self.unet, patched, windowed], self.arch, self.size, body)
-        found["held"] = self.held(patched)
+        hold([self.unet, self.apply(self.unet), self.apply(self.unet, start_at=0.1)], self.arch, self.size, body)
         return found
 
     def held(self, patched: Any) -> int:
@@ -132,10 +135,10 @@ class Bench:
         for pictures, stacked in kinds:
             model, first, second = self.unet, 0.0, 0.0
             for number in range(stacked):
-                tag, below = f"{pictures}.{stacked}.{number}.", model
-                first += seconds(lambda: models.append(self.apply(below, 0.8, tag, pictures)))  # noqa: B023
-                model = models.pop()
-                second += seconds(lambda: self.apply(below, 0.7, tag, pictures))  # noqa: B023
+                below, tag, made = model, f"{pictures}.{stacked}.{number}.", []
+                first += seconds(lambda: made.append(self.apply(below, 0.8, tag, pictures)))  # noqa: B023
+                model = made[0]
+                second += seconds(partial(self.apply, below, 0.7, tag, pictures))
             models.append(model)
             times.append((first, second))
         found = []

@@ -1,7 +1,8 @@
 """What the adapter costs: python benchmarks/run.py [--full] [--markdown], with COMFYUI_PATH naming a ComfyUI.
 
 With and without the adapter in one run, on random weights: time, operations, host synchronisations and FLOPs of a model call, graph
-breaks, bytes held and seconds for applying. Tiny UNets (32 channels, fp32) take two minutes; --full adds the published sizes (bf16, 9 GB).
+breaks, bytes held and seconds for applying. Seconds are CPU time. Tiny UNets (32 channels, fp32) take five minutes on an idle core; --full
+adds the published sizes in bf16: time, FLOPs, bytes and applying (10 GB).
 """
 
 import argparse
@@ -16,6 +17,7 @@ sys.path.insert(0, str(REPO / "tests"))
 import torch  # noqa: E402
 from measure import Bench  # noqa: E402
 from report import print_tables  # noqa: E402
+
 from support import lab  # noqa: E402
 
 
@@ -24,7 +26,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="also at the published sizes")
     parser.add_argument("--full-only", action="store_true", help="at the published sizes alone")
     parser.add_argument("--arch", nargs="+", choices=("sd15", "sdxl"), default=("sd15", "sdxl"))
-    parser.add_argument("--repetitions", type=int, default=60, help="timed model calls of each kind (SDXL: a third, at full size a tenth)")
+    parser.add_argument("--repetitions", type=int, default=60, help="timed model calls of each kind (SDXL: a third; 3 at full size)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--markdown", action="store_true", help="print markdown tables")
     options = parser.parse_args()

@@ -9,12 +9,13 @@ import psutil
 import pytest
 import torch
 
-from support import lab, quick, synth
+from support import lab, quick
 from support.held import reachable, tensor_bytes
 
 GB = 1 << 30
 NAME = "ip-adapter-plus_real-size_sd15.safetensors"
-STEPS, LATENT = 2, (16, 16)
+STEPS, LATENT = 1, (16, 16)
+WIDTHS = [320] * 2 + [640] * 2 + [1280] * 5 + [640] * 3 + [320] * 3  # of SD 1.5's cross-attentions without the middle block
 
 
 class Peak:
@@ -82,7 +83,7 @@ def test_real_size(pack, comfy):
     assert (latent - without).norm() > 0.01 * without.norm()
 
     held = tensor_bytes(patched.model_options) - tensor_bytes(unet.model_options)
-    assert held == 2 * 16 * 2 * 2 * sum(synth.FULL["sd15"]["dims"][:-1])  # the two sides' 16 tokens, K and V, two bytes each, in all but the middle block
+    assert held == (2 * 16) * (2 * 2) * sum(WIDTHS)  # both sides' 16 tokens; K and V, two bytes each
     assert held < 0.02 * adapter_bytes
     assert not any(one is adapter or isinstance(one, torch.nn.Module) for one in reachable(patched.model_options))
 
@@ -90,6 +91,4 @@ def test_real_size(pack, comfy):
     del adapter
     gc.collect()
     assert not any(ref() is not None for ref in gone)
-    again = lab.sample(patched, "sd15", STEPS, hw=LATENT)
-    assert torch.equal(again, latent)
-    assert torch.equal(lab.sample(unet, "sd15", STEPS, hw=LATENT), without)
+    assert torch.equal(lab.sample(patched, "sd15", STEPS, hw=LATENT), latent)
