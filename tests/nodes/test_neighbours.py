@@ -306,10 +306,8 @@ def control_net():
 
 def test_controlnet(small, adapted):
     """It steers beside ours and sees nothing of it: the plain adapter gives the same."""
-    import nodes
-
     hint = lab.images(1, h=64, w=64, tag="hint")
-    applied = nodes.ControlNetApplyAdvanced().apply_controlnet(POSITIVE, NEGATIVE, control_net(), hint, 0.01, 0.0, 1.0)
+    applied = plain.core_node("ControlNetApplyAdvanced").apply_controlnet(POSITIVE, NEGATIVE, control_net(), hint, 0.01, 0.0, 1.0)
     prompts = dict(zip(("positive", "negative"), applied, strict=True))
     got, want, without = (small.out(model, **prompts) for model in (adapted, small.reference([NEGATIVE]), small.unet))
     assert torch.isfinite(got).all()

@@ -117,9 +117,7 @@ def test_chunks_in_calls_of_their_own(small, adapted, monkeypatch):
 
 def test_prompts_with_areas(small, adapted):
     """ComfyUI gives the other side a copy of each area's cond, uuid included: two positives, three negatives, mixed shapes."""
-    import nodes
-
-    left = nodes.ConditioningSetArea().append(THIRD, 32, 64, 0, 0, 1.0)[0]
+    left = plain.core_node("ConditioningSetArea").append(THIRD, 32, 64, 0, 0, 1.0)[0]
     positive = POSITIVE + left
 
     def sample(model):
@@ -130,10 +128,8 @@ def test_prompts_with_areas(small, adapted):
 
 def test_several_prompts_of_one_shape(small, adapted):
     """Two prompts for each side: four chunks in one call."""
-    import nodes
-
     fourth = lab.cond("sd15", tag="fourth")
-    half = nodes.ConditioningSetAreaStrength().append(fourth, 0.5)[0]
+    half = plain.core_node("ConditioningSetAreaStrength").append(fourth, 0.5)[0]
 
     def sample(model):
         return small.out(model, positive=POSITIVE + THIRD, negative=NEGATIVE + half)

@@ -4,6 +4,7 @@ The plain one is written from the paper (arXiv 2308.06721) and the published key
 K and V in every layer and call, and is told the tokens of each row of the batch by the test.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,11 @@ def by_sides(positive: Tensor, negative: Tensor) -> Rows:
 def error(got: Tensor, want: Tensor, without: Tensor) -> float:
     """The difference of two latents as a share of the effect that `want` has against `without`."""
     return float((got - want).norm() / (want - without).norm())
+
+
+def core_node(name: str) -> Any:
+    """An instance of a node that comes with ComfyUI."""
+    return sys.modules["nodes"].NODE_CLASS_MAPPINGS[name]()  # type: ignore[attr-defined]
 
 
 def run(guider, steps: int = 2, batch: int = 1, hw: tuple[int, int] = (8, 8)) -> Tensor:
