@@ -73,7 +73,7 @@ class IPAdapterCombineEmbeds:
         if len({embed.shape[1:] for embed in embeds}) > 1:
             shapes = ", ".join(str(list(embed.shape[1:])) for embed in embeds)
             raise IPAdapterError(f"These embeds come from different encoders or adapters and cannot be combined: {shapes}.")
-        return (combine(torch.cat(embeds), method),)
+        return (combine(torch.cat([embed.to(embed1.device) for embed in embeds]), method),)
 
 
 class IPAdapterEmbeds:

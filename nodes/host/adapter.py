@@ -24,6 +24,7 @@ from ...ipadapter_core.projection import build_projection
 from .cache import ByteCache
 from .files import identify_file
 
+_AT_ONCE = 32  # pictures projected at a time: an animation has one for each frame
 _FLAGS = {"faceid-plus-v2": ("faceidplusv2",), "portrait-unnorm": ("portraitunnorm",)}  # other packs ask whether they are there
 _KV_CACHE: ByteCache[KV] = ByteCache(512 << 20)
 _loaded: weakref.WeakValueDictionary[tuple, Adapter] = weakref.WeakValueDictionary()
@@ -91,8 +92,13 @@ class Adapter(Mapping):
         return {int(number): block["to_k_ip"].out_features for number, block in self.module.ip_adapter.items()}
 
     def project(self, *features: Tensor, **options: Any) -> Tensor:
-        """Features [n, ...] -> tokens [n, t, d], in fp32 on the device the adapter is loaded to."""
-        return self._run(lambda device: self.module.image_proj(*(f.to(device, torch.float32) for f in features), **options))
+        """Features [n, ...] -> tokens [n, t, d], in fp32 on the device the adapter is loaded to, a few at a time."""
+
+        def make(device: torch.device) -> Tensor:
+            parts = zip(*(part.split(_AT_ONCE) for part in features), strict=True)
+            return torch.cat([self.module.image_proj(*(p.to(device, torch.float32) for p in part), **options) for part in parts])
+
+        return self._run(make)
 
     def kv(
         self,

@@ -189,7 +189,8 @@ def apply_features(
             )
     text_projection = _text_projection(model, adapter)
     parts = [part for pair in pairs.values() for side in pair for part in side]
-    key = (tuple(digest(part) for part in parts), settings.per_latent, swapped, moved, tuple(sorted(projection.items())))
+    made_of = tuple(digest(part) for part in parts)
+    key = (made_of, settings.per_latent, swapped, moved, tuple(heads.values()), tuple(sorted(projection.items())))
     if text_projection is not None:
         key = (*key, digest(text_projection.weight), weight_kolors)
     kv = adapter.kv(tuple(numbered), heads, compute_dtype(model.model), key, tokens)
