@@ -1,0 +1,30 @@
+"""Help, as someone who uses ComfyUI's own editor comes upon it."""
+
+import json
+
+import pytest
+
+from support.editor import Editor, chromium
+from support.rig import REPO
+
+SIMPLE = json.loads((REPO / "workflows" / "simple.json").read_text())
+NODE = next(node["id"] for node in SIMPLE["nodes"] if node["type"] == "IPAdapter")
+SELECT = "id => { const node = window.app.graph.getNodeById(id); window.app.canvas.centerOnNode(node); window.app.canvas.selectNode(node) }"
+
+
+@pytest.fixture
+def editor(rig):
+    with chromium() as page:
+        yield Editor(page, rig.server.url)
+
+
+def test_help_page_opens_in_the_panel(editor, tmp_path):
+    editor.open()
+    editor.load(SIMPLE)
+    editor.page.evaluate(SELECT, NODE)
+    editor.page.get_by_test_id("info-button").click()
+    panel = editor.page.locator(".node-help-content")
+    panel.get_by_role("heading", name="When something goes wrong").wait_for(timeout=30_000)
+    editor.page.screenshot(path=tmp_path / "help.png")
+    assert panel.get_by_role("row").filter(has=panel.page.get_by_role("cell", name="attn_mask", exact=True)).count() == 1
+    assert "A picture as a prompt" in panel.inner_text()
