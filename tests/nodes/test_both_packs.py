@@ -4,6 +4,8 @@ import asyncio
 import inspect
 import logging
 import shutil
+import sys
+from typing import Any
 
 import pytest
 import torch
@@ -26,13 +28,17 @@ NODE_CLASS_MAPPINGS = {"IPAdapterAdvanced": IPAdapterAdvanced}
 """
 
 
+def registry() -> Any:
+    """ComfyUI's module of nodes."""
+    return sys.modules["nodes"]
+
+
 @pytest.fixture
 def custom_nodes(pack, comfy, monkeypatch):
     """ComfyUI's custom_nodes folder, empty and with none of our nodes registered; all is as it was afterwards."""
     import folder_paths
 
-    import nodes
-
+    nodes = registry()
     monkeypatch.setattr(nodes, "NODE_CLASS_MAPPINGS", {key: cls for key, cls in nodes.NODE_CLASS_MAPPINGS.items() if key not in pack})
     monkeypatch.setattr(nodes, "NODE_DISPLAY_NAME_MAPPINGS", dict(nodes.NODE_DISPLAY_NAME_MAPPINGS))
     monkeypatch.setattr(nodes, "EXTENSION_WEB_DIRS", dict(nodes.EXTENSION_WEB_DIRS))
@@ -50,8 +56,7 @@ def write(folder):
 
 def load(folder):
     """As ComfyUI does it at its start; a folder that is not there is this pack's."""
-    import nodes
-
+    nodes = registry()
     if not folder.exists():
         link(REPO, folder)
 
@@ -64,8 +69,7 @@ def warnings(caplog):
 
 
 def test_the_other_pack_first(custom_nodes, caplog):
-    import nodes
-
+    nodes = registry()
     load(write(custom_nodes / OTHER))
     load(custom_nodes / "ours")
     assert nodes.NODE_CLASS_MAPPINGS["IPAdapterAdvanced"].CATEGORY == "ipadapter"
@@ -75,8 +79,7 @@ def test_the_other_pack_first(custom_nodes, caplog):
 
 @pytest.mark.parametrize("name", [OTHER, "comfyui-ipadapter-plus", "ComfyUI_IPAdapter_plus-main"])
 def test_the_other_pack_later(custom_nodes, caplog, name):
-    import nodes
-
+    nodes = registry()
     other = write(custom_nodes / name)
     load(custom_nodes / "ours")
     load(other)

@@ -118,7 +118,7 @@ def test_a_file_that_is_not_there(pack):
 def test_a_changed_file_is_told_from_the_old_one(pack, input_folder):
     path, told = input_folder / "x.ipadpt", pack["IPAdapterLoadEmbeds"].IS_CHANGED
     save_file({"embeds": torch.ones(1, 4)}, path)
-    os.utime(path, ns=(1_700_000_000_000_000_000,) * 2)
+    os.utime(path, ns=(1_700_000_000_000_000_000, 1_700_000_000_000_000_000))
     first = told("x.ipadpt")
     assert told("x.ipadpt") == first
     save_file({"embeds": torch.zeros(1, 4)}, path)
