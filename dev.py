@@ -110,7 +110,7 @@ def browser() -> str:
         print("installing chromium with apt-get", flush=True)
         quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
         run("apt-get", "update", "-qq", **quiet)
-        run("apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", **quiet)
+        run("apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", "libgl1", **quiet)  # opencv, which insightface asks for, needs libgl1
         found = shutil.which("chromium")
     if not found:
         sys.exit("The browser tests need Chromium, Chrome or Edge: install one, or set CHROMIUM_PATH to its program.")

@@ -6,6 +6,7 @@ block takes two, the odd one is its cross-attention (checkpoints published in h9
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -142,6 +143,12 @@ def layer_weights(
     raise IPAdapterError(f"There is no weight type '{weight_type}'. The weight types are: {', '.join(WEIGHT_TYPES)}.")
 
 
+def _finite(number: float) -> float:
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
 def custom_weights(base: str, text: str, weight: float) -> dict[int, float]:
     """Weights by hand: "t:w, t:w" (commas or new lines), each times `weight`; other layers get no image attention.
 
@@ -154,7 +161,7 @@ def custom_weights(base: str, text: str, weight: float) -> dict[int, float]:
             continue
         try:
             t, w = part.split(":")
-            out[int(t)] = float(w) * weight
+            out[int(t)] = _finite(float(w)) * weight
         except ValueError:
             raise IPAdapterError(
                 f"layer_weights has a part that cannot be read: '{part.strip()}'. "

@@ -179,6 +179,7 @@ def test_layer_weights_that_cannot_be_read(pack, world, load):
     node = pack["IPAdapterMS"]()
     call = dict(model=world.unet["sd15"], ipadapter=load("plus"), image=lab.images(1), clip_vision=world.cv["h"])
     assert "'3=1'" in sentence(node.apply_ipadapter, **call, layer_weights="0:1, 3=1")
+    assert "'3:nan'" in sentence(node.apply_ipadapter, **call, layer_weights="3:nan")
     assert "SD1.5 has layers 0 to 15" in sentence(node.apply_ipadapter, **call, layer_weights="16:1")
 
 
