@@ -35,7 +35,7 @@ class Bench:
         self.pack, self.arch, self.full = pack, arch, full
         self.width, self.dtype = (320, torch.bfloat16) if full else (32, torch.float32)
         self.size = 16 if full else 8
-        self.repetitions = 3 if full else max(repetitions // (3 if arch == "sdxl" else 1), 3)
+        self.repetitions = 15 if full else max(repetitions // (3 if arch == "sdxl" else 1), 3)
         name = f"ip-adapter-plus_{arch}_{self.width}.safetensors"
         self.adapter_bytes = quick.save_adapter(folder / name, "plus", arch, self.width, self.dtype)
         self.adapter = lab.call(pack["IPAdapterModelLoader"], ipadapter_file=name)[0]

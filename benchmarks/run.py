@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="also at the published sizes")
     parser.add_argument("--full-only", action="store_true", help="at the published sizes alone")
     parser.add_argument("--arch", nargs="+", choices=("sd15", "sdxl"), default=("sd15", "sdxl"))
-    parser.add_argument("--repetitions", type=int, default=60, help="timed model calls of each kind (SDXL: a third; 3 at full size)")
+    parser.add_argument("--repetitions", type=int, default=60, help="timed model calls of each kind (SDXL: a third; 15 at full size)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--markdown", action="store_true", help="print markdown tables")
     options = parser.parse_args()
