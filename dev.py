@@ -108,9 +108,10 @@ def browser() -> str:
     found = next((place for place in places if place and Path(place).exists()), None)
     if not found and shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
         print("installing chromium with apt-get", flush=True)
+        # libgl1 is for the opencv that insightface asks for
         quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
         run("apt-get", "update", "-qq", **quiet)
-        run("apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", "libgl1", **quiet)  # opencv, which insightface asks for, needs libgl1
+        run("apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", "libgl1", **quiet)
         found = shutil.which("chromium")
     if not found:
         sys.exit("The browser tests need Chromium, Chrome or Edge: install one, or set CHROMIUM_PATH to its program.")

@@ -96,7 +96,8 @@ class IPAdapter:
         }
 
     def apply_ipadapter(self, model, ipadapter, image, weight, start_at, end_at, weight_type, attn_mask=None):
-        kind = {"standard": "linear", "prompt is more important": "ease out"}.get(weight_type, weight_type)
+        names = {"standard": "linear", "prompt is more important": "ease out"}
+        kind = names[weight_type] if weight_type in names else weight_type
         call = Call(image=image, weight=weight, start_at=start_at, end_at=end_at, weight_type=kind, attn_mask=attn_mask)
         return apply_call(model, ipadapter, call)
 

@@ -42,7 +42,7 @@ class IPAdapterEncoder:
         adapter = as_adapter(ipadapter)
         refuse_faces(adapter)
         clip_vision = clip_vision or from_pipeline(ipadapter, "clipvision")
-        positive = encode_for(adapter, clip_vision, rgb(image), mask=check_mask(mask))
+        positive = encode_for(adapter, clip_vision, rgb(image), mask=check_mask(mask, "mask"))
         return positive * weight, negative_features(adapter, clip_vision, positive)
 
 

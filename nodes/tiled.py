@@ -56,6 +56,8 @@ class IPAdapterTiled:
     ):
         tiles, masks = reference_tiles(rgb(image), check_mask(attn_mask), sharpening)
         for tile, mask in zip(tiles, masks, strict=True):
+            if not mask.any():
+                continue
             call = Call(
                 image=tile,
                 attn_mask=mask,

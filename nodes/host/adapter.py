@@ -74,7 +74,8 @@ class Adapter(Mapping):
     def _flags(self) -> tuple[str, ...]:
         return _FLAGS.get(self.info.family, ())
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:
+        return id(self)
 
     def __eq__(self, other: object) -> bool:
         return self is other

@@ -75,7 +75,7 @@ class Settings:
 
 def weights_of(weight: float | Sequence[float]) -> list[float]:
     """A weight or a list of them as a list. Raises IPAdapterError for an empty one."""
-    listed = [float(one) for one in weight] if isinstance(weight, (list, tuple)) else [float(weight)]
+    listed = [float(one) for one in (weight if isinstance(weight, Sequence) else [weight])]
     if not listed:
         raise IPAdapterError("The list of weights is empty: give one weight at least.")
     return listed
@@ -150,17 +150,18 @@ def apply_features(
 
     given = [positive] if composition is None else [positive, composition]
     latents = max(features[0].shape[0] for features in given)
+    swapped = swapped_ts(base, settings.effective_type) if settings.swaps else frozenset()
+    negatives = latents if settings.per_latent and (swapped or negative[0].shape[0] > 1) else 1
 
     def sides(features: Features) -> tuple[Features, Features]:
         if settings.per_latent:
-            return tuple(match_count(part, latents) for part in features), tuple(match_count(part, latents) for part in negative)
+            return tuple(match_count(part, latents) for part in features), tuple(match_count(part, negatives) for part in negative)
         combined = tuple(combine(part, combine_embeds) for part in features)
         return combined, tuple(match_count(part, combined[0].shape[0]) for part in negative)
 
     pairs = {"default": sides(positive)}
     if composition is not None:
         pairs["composition"] = sides(composition)
-    swapped = swapped_ts(base, settings.effective_type) if settings.swaps else frozenset()
     moved = composition_ts(base) if composition is not None else frozenset()
 
     def tokens() -> dict[int, Tensor]:
@@ -194,9 +195,8 @@ def apply_features(
     if text_projection is not None:
         key = (*key, digest(text_projection.weight), weight_kolors)
     kv = adapter.kv(tuple(numbered), heads, compute_dtype(model.model), key, tokens)
-    add_application(
-        work, Application(kv, chosen, weights, settings.embeds_scaling, _window(model, settings), settings.mask, settings.per_latent)
-    )
+    window = _window(model, settings)
+    add_application(work, Application(kv, negatives, chosen, weights, settings.embeds_scaling, window, settings.mask, settings.per_latent))
     return work
 
 

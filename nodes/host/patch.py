@@ -33,6 +33,7 @@ LAYOUTS = 4  # prepared layouts that an application keeps
 class Prepared:
     """An application laid out for the chunks of one kind of model call."""
 
+    dtype: torch.dtype
     kv: dict[int, tuple[Tensor, Tensor]]
     factor: dict[int, float]
     masks: dict[int, dict[int, Tensor]] | None  # t -> token count -> [b or 1, count or 1, 1]
@@ -52,12 +53,13 @@ class Prepared:
 class Application:
     """One adapter applied with one set of tokens. Immutable: copies of a model share it.
 
-    kv.rows: the negative side's sets of tokens, then as many of the positive side's; one of each, or one for every
-    latent where `per_latent`. weights: t -> weight. window: (sigma_start, sigma_end), None for all of the sampling.
-    mask [n, H, W].
+    kv.rows: the `negatives` sets of tokens of the negative side, then the positive side's; one of each, or one for
+    every latent where `per_latent` (the last of a side repeats). weights: t -> weight. window: (sigma_start, sigma_end),
+    None for all of the sampling. mask [n, H, W].
     """
 
     kv: KV
+    negatives: int
     layers: Mapping[int, Layer]
     weights: Mapping[int, Weight]
     scaling: str
@@ -92,9 +94,10 @@ class Application:
         return prepared
 
     def _lay_out(self, negative, latents, shape, device, dtype) -> Prepared:
-        sets = self.kv.rows.shape[0] // 2
+        positives = self.kv.rows.shape[0] - self.negatives
         if self.per_latent:
-            index = [(0 if neg else sets) + min(i, sets - 1) for neg in negative for i in latents]
+            places = ((neg, i) for neg in negative for i in latents)
+            index = [min(i, self.negatives - 1) if neg else self.negatives + min(i, positives - 1) for neg, i in places]
         else:
             index = [0 if neg else 1 for neg in negative]
         kv = KV(select_rows(self.kv.rows, index).to(device, dtype), self.kv.slots)
@@ -118,25 +121,25 @@ class Application:
         listed = {t: w for t, w in self.weights.items() if isinstance(w, tuple)}
         rows = {t: each(w if self.scaling == "V only" else tuple(float(x != 0) for x in w)) for t, w in listed.items()}
         if self.mask is None and not rows:
-            return Prepared(pairs, factor, None, None)
+            return Prepared(dtype, pairs, factor, None, None)
 
-        mask = self.mask
-        if mask is not None:
-            mask = mask.to(device, torch.float32)
-            if mask.shape[0] > 1:
-                mask = take(mask, latents).repeat(len(negative), 1, 1)
+        mask = None if self.mask is None else self.mask.float()
+        if mask is not None and mask.shape[0] > 1:
+            mask = take(mask, latents)
 
         def mask_for(t: int, count: int) -> Tensor:
-            grid = None if mask is None else mask_to_tokens(mask, count, shape[-2], shape[-1]).to(dtype)
-            if t not in rows:
-                return grid
-            return rows[t] if grid is None else rows[t] * grid
+            if mask is None:
+                return rows[t]
+            grid = mask_to_tokens(mask, count, shape[-2], shape[-1]).to(device, dtype)
+            if grid.shape[0] > 1:
+                grid = grid.repeat(len(negative), 1, 1)
+            return rows[t] * grid if t in rows else grid
 
         masks: dict[int, dict[int, Tensor]] = {}
         plain = {} if rows else {count: mask_for(next(iter(self.weights)), count) for count in level_sizes(shape[-2], shape[-1])}
         for t in self.weights:
             masks[t] = {count: mask_for(t, count) for count in level_sizes(shape[-2], shape[-1])} if rows else plain
-        return Prepared(pairs, factor, masks, mask_for)
+        return Prepared(dtype, pairs, factor, masks, mask_for)
 
 
 def negative_chunks(options: Mapping[str, Any], batch: int) -> tuple[bool, ...]:
@@ -150,9 +153,9 @@ def negative_chunks(options: Mapping[str, Any], batch: int) -> tuple[bool, ...]:
 
 def latent_index(options: Mapping[str, Any], count: int) -> tuple[int, ...]:
     """Which latents of the whole batch a chunk holds: AnimateDiff's sub_idxs, core's context window, or all."""
-    ad = (options.get("ad_params") or {}).get("sub_idxs")
-    if ad is not None:
-        return tuple(ad)
+    frames = (options.get("ad_params") or {}).get("sub_idxs")
+    if frames is not None and len(frames) == count:
+        return tuple(frames)
     window = options.get("context_window")
     if window is not None and getattr(window, "dim", None) == 0 and len(window.index_list) == count:
         return tuple(window.index_list)
@@ -191,7 +194,7 @@ class LayerPatch:
                     out = out + first(out, q, k, v, extra_options, **second)
                 continue
             owner, prepared = plan.get(first, (None, None))
-            if owner is not second:
+            if owner is not second or (prepared is not None and prepared.dtype != q.dtype):
                 prepared = self._unplanned(second, q, extra_options)
             if prepared is not None:
                 image = image_attention(q, *prepared.kv[self.layer.key], attend)
@@ -200,7 +203,7 @@ class LayerPatch:
 
     @staticmethod
     def _unplanned(application: Application, q: Tensor, options: dict[str, Any]) -> Prepared | None:
-        """For calls that did not come through prepare_call, such as another pack's own call of the UNet."""
+        """For calls that did not come through prepare_call, or with a q of another dtype than the model computes in."""
         if application.window is not None and not application.is_open(current_sigma(options)):
             return None
         return application.prepare(options, tuple(options["original_shape"]), q.device, q.dtype)
@@ -215,11 +218,13 @@ class LayerPatch:
     def to(self, target: Any) -> LayerPatch:
         for _, application in self.applications():
             application.to(target)
+        if hasattr(self.previous, "to"):
+            self.previous = self.previous.to(target)  # type: ignore[union-attr]
         return self
 
     def models(self) -> list:
-        """Nothing of the adapter but its K and V is needed while sampling."""
-        return []
+        """Those of the patch that stood here before: nothing of the adapter but its K and V is needed while sampling."""
+        return self.previous.models() if hasattr(self.previous, "models") else []  # type: ignore[union-attr]
 
     def copy(self) -> LayerPatch:
         return LayerPatch(self.layer, self.previous, list(self.parts))
@@ -258,11 +263,7 @@ def prepare_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     for slot, application in applications.items():
         open_now = application.window is None or application.is_open(plan["sigma"])
         plan[slot] = application, application.prepare(options, tuple(x.shape), x.device, dtype) if open_now else None
-    options[PLAN] = plan
-    try:
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    finally:
-        options.pop(PLAN, None)
+    return executor(x, t, c_concat, c_crossattn, control, {**options, PLAN: plan}, **kwargs)
 
 
 def remember_conds(executor, x, timestep, model_options=None, seed=None):

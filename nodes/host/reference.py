@@ -172,12 +172,12 @@ def _face_side(adapter: Adapter, call: Call, ids: Tensor, crops: Tensor) -> Feat
 
 def _negative_side(adapter: Adapter, call: Call, positive: Features) -> Features:
     """The negative picture's features, or zeros (identities too) and the black picture's where there is none."""
-    nobody = (torch.zeros_like(positive[0]),) if adapter.info.face else ()
+    nobody = (torch.zeros_like(positive[0][:1]),) if adapter.info.face else ()
     if adapter.info.encoder is None:
         return nobody
     if call.image_negative is not None:
         return (*nobody, encode_for(adapter, call.clip_vision, call.image_negative, call.encode_batch_size))
-    return (*nobody, negative_features(adapter, call.clip_vision, positive[-1]))
+    return (*nobody, negative_features(adapter, call.clip_vision, positive[-1][:1]))
 
 
 def _face_options(adapter: Adapter, call: Call) -> dict[str, Any]:
@@ -220,16 +220,15 @@ def encode_for(adapter: Adapter, clip_vision: Any, image: Tensor, batch_size: in
     return encode(encoder, image, adapter.info.encoder.feature, batch_size, mask)  # type: ignore[union-attr]
 
 
-def check_mask(mask: Tensor | None) -> Tensor | None:
-    """[n, H, W] of a MASK. Raises IPAdapterError for values that are no mask."""
+def check_mask(mask: Tensor | None, name: str = "attn_mask") -> Tensor | None:
+    """[n, H, W] of the MASK input `name`. Raises IPAdapterError for values that are no mask."""
     if mask is None:
         return None
-    if mask.ndim == 2:
-        mask = mask.unsqueeze(0)
-    if mask.ndim != 3 or 0 in mask.shape:
-        raise IPAdapterError(f"The attn_mask has the shape {tuple(mask.shape)}: a mask of [count, height, width] is needed.")
-    if not torch.isfinite(mask).all():
-        raise IPAdapterError("The attn_mask has values that are not numbers (NaN or infinite): make it anew.")
-    if not mask.any():
-        log.warning("The attn_mask is black everywhere: the reference has no effect.")
-    return mask
+    batch: Tensor = mask.unsqueeze(0) if mask.ndim == 2 else mask
+    if batch.ndim != 3 or 0 in batch.shape:
+        raise IPAdapterError(f"The {name} has the shape {tuple(mask.shape)}: a mask of [count, height, width] is needed.")
+    if not torch.isfinite(batch).all():
+        raise IPAdapterError(f"The {name} has values that are not numbers (NaN or infinite): make it anew.")
+    if not batch.any():
+        log.warning("The %s is black everywhere: the reference has no effect.", name)
+    return batch

@@ -88,9 +88,9 @@ def test_a_flux_model(apply):
     import comfy.model_patcher
     import comfy.supported_models
 
-    config = dict(image_model="flux", in_channels=16, patch_size=2, out_channels=16, vec_in_dim=8, context_in_dim=8, hidden_size=32,
-                  mlp_ratio=2.0,
-                  num_heads=2, depth=1, depth_single_blocks=1, axes_dim=[4, 6, 6], theta=10000, qkv_bias=True, guidance_embed=False)  # fmt: skip
+    sizes = dict(in_channels=16, patch_size=2, out_channels=16, vec_in_dim=8, context_in_dim=8, hidden_size=32, mlp_ratio=2.0, num_heads=2)
+    config = dict(image_model="flux", depth=1, depth_single_blocks=1, axes_dim=[4, 6, 6], theta=10000, qkv_bias=True, guidance_embed=False)
+    config |= sizes
     supported = comfy.supported_models.Flux(config)
     supported.set_inference_dtype(torch.float32, None)
     flux = comfy.model_patcher.ModelPatcher(supported.get_model({}, ""), torch.device("cpu"), torch.device("cpu"))
