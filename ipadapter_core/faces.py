@@ -36,7 +36,7 @@ class FaceEmbeds:
     @property
     def normed(self) -> Tensor:
         """The embeddings [n, 512] with length 1."""
-        return self.embedding / self.embedding.norm(dim=-1, keepdim=True)
+        return torch.nn.functional.normalize(self.embedding, dim=-1)
 
     def crop(self, size: int) -> Tensor:
         """The faces [n, size, size, 3] aligned for `size`, as insightface's face_align.norm_crop frames them.

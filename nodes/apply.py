@@ -22,17 +22,14 @@ class IPAdapterAdvanced:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": i.MODEL,
-                "ipadapter": i.IPADAPTER,
+                **i.BASE,
                 "image": i.IMAGE,
                 "weight": i.weight(5),
                 "weight_type": i.WEIGHT_TYPE,
                 "combine_embeds": i.COMBINE,
-                "start_at": i.START_AT,
-                "end_at": i.END_AT,
-                "embeds_scaling": i.SCALING,
+                **i.WINDOW_AND_SCALING,
             },
-            "optional": {"image_negative": i.IMAGE_NEGATIVE, "attn_mask": i.MASK, "clip_vision": i.CLIP_VISION},
+            "optional": {**i.OPTIONAL},
         }
 
     def apply_ipadapter(
@@ -84,8 +81,7 @@ class IPAdapter:
         )
         return {
             "required": {
-                "model": i.MODEL,
-                "ipadapter": i.IPADAPTER,
+                **i.BASE,
                 "image": i.IMAGE,
                 "weight": i.weight(3),
                 "start_at": i.START_AT,
@@ -110,24 +106,20 @@ class IPAdapterBatch(IPAdapterAdvanced):
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": i.MODEL,
-                "ipadapter": i.IPADAPTER,
+                **i.BASE,
                 "image": i.IMAGE_PER_LATENT,
                 "weight": i.weight(5),
                 "weight_type": i.WEIGHT_TYPE,
-                "start_at": i.START_AT,
-                "end_at": i.END_AT,
-                "embeds_scaling": i.SCALING,
+                **i.WINDOW_AND_SCALING,
                 "encode_batch_size": i.ENCODE_BATCH_SIZE,
             },
-            "optional": {"image_negative": i.IMAGE_NEGATIVE, "attn_mask": i.MASK, "clip_vision": i.CLIP_VISION},
+            "optional": {**i.OPTIONAL},
         }
 
 
 def _style_composition_inputs(combine: bool) -> dict[str, Any]:
     required = {
-        "model": i.MODEL,
-        "ipadapter": i.IPADAPTER,
+        **i.BASE,
         "image_style": ("IMAGE", {"tooltip": "The picture whose colours, light and texture are taken."}),
         "image_composition": ("IMAGE", {"tooltip": "The picture whose layout is taken: what stands where."}),
         "weight_style": i.weight(5, "the style picture"),
@@ -139,10 +131,10 @@ def _style_composition_inputs(combine: bool) -> dict[str, Any]:
     }
     if combine:
         required["combine_embeds"] = (i.COMBINE[0], {"default": "average", **i.COMBINE[1]})
-    required |= {"start_at": i.START_AT, "end_at": i.END_AT, "embeds_scaling": i.SCALING}
+    required |= i.WINDOW_AND_SCALING
     return {
         "required": required,
-        "optional": {"image_negative": i.IMAGE_NEGATIVE, "attn_mask": i.MASK, "clip_vision": i.CLIP_VISION},
+        "optional": {**i.OPTIONAL},
     }
 
 
@@ -177,22 +169,17 @@ class IPAdapterMS(IPAdapterAdvanced):
         )
         return {
             "required": {
-                "model": i.MODEL,
-                "ipadapter": i.IPADAPTER,
+                **i.BASE,
                 "image": i.IMAGE,
                 "weight": i.weight(5),
                 "weight_faceidv2": i.weight_faceidv2(),
                 "weight_type": i.WEIGHT_TYPE,
                 "combine_embeds": i.COMBINE,
-                "start_at": i.START_AT,
-                "end_at": i.END_AT,
-                "embeds_scaling": i.SCALING,
+                **i.WINDOW_AND_SCALING,
                 "layer_weights": ("STRING", {"default": "", "multiline": True, "tooltip": tooltip}),
             },
             "optional": {
-                "image_negative": i.IMAGE_NEGATIVE,
-                "attn_mask": i.MASK,
-                "clip_vision": i.CLIP_VISION,
+                **i.OPTIONAL,
                 "insightface": i.INSIGHTFACE,
             },
         }
@@ -200,8 +187,7 @@ class IPAdapterMS(IPAdapterAdvanced):
 
 def _enhancer_inputs(batch: bool) -> dict[str, Any]:
     required = {
-        "model": i.MODEL,
-        "ipadapter": i.IPADAPTER,
+        **i.BASE,
         "image": i.IMAGE_PER_LATENT if batch else i.IMAGE,
         "weight": i.weight(5),
         "weight_type": i.WEIGHT_TYPE,
@@ -209,14 +195,11 @@ def _enhancer_inputs(batch: bool) -> dict[str, Any]:
     if not batch:
         required["combine_embeds"] = i.COMBINE
     tiles = (
-        "Cuts the picture in this many parts each way and encodes them singly, so that fine detail is seen. 2 is a good start; "
-        "1 is off."
+        "Cuts the picture in this many parts each way and encodes them singly, so that fine detail is seen. 2 is a good start; 1 is off."
     )
     ratio = "How much the whole picture counts against its tiles: 1 is the whole picture's full say, less favours detail."
     required |= {
-        "start_at": i.START_AT,
-        "end_at": i.END_AT,
-        "embeds_scaling": i.SCALING,
+        **i.WINDOW_AND_SCALING,
         "enhance_tiles": ("INT", {"default": 2, "min": 1, "max": 16, "tooltip": tiles}),
         "enhance_ratio": ("FLOAT", {"default": 0.5 if batch else 1.0, "min": 0.0, "max": 1.0, "step": 0.05, "tooltip": ratio}),
     }
@@ -224,7 +207,7 @@ def _enhancer_inputs(batch: bool) -> dict[str, Any]:
         required["encode_batch_size"] = i.ENCODE_BATCH_SIZE
     return {
         "required": required,
-        "optional": {"image_negative": i.IMAGE_NEGATIVE, "attn_mask": i.MASK, "clip_vision": i.CLIP_VISION},
+        "optional": {**i.OPTIONAL},
     }
 
 
@@ -250,17 +233,14 @@ class IPAdapterClipVisionEnhancerBatch(IPAdapterAdvanced):
 def _precise_inputs(name: str, default: float, tooltip: str) -> dict[str, Any]:
     return {
         "required": {
-            "model": i.MODEL,
-            "ipadapter": i.IPADAPTER,
+            **i.BASE,
             "image": i.IMAGE,
             "weight": i.weight(5),
             name: ("FLOAT", {"default": default, **BOOST, "tooltip": tooltip}),
             "combine_embeds": i.COMBINE,
-            "start_at": i.START_AT,
-            "end_at": i.END_AT,
-            "embeds_scaling": i.SCALING,
+            **i.WINDOW_AND_SCALING,
         },
-        "optional": {"image_negative": i.IMAGE_NEGATIVE, "attn_mask": i.MASK, "clip_vision": i.CLIP_VISION},
+        "optional": {**i.OPTIONAL},
     }
 
 

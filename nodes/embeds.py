@@ -88,14 +88,11 @@ class IPAdapterEmbeds:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": i.MODEL,
-                "ipadapter": i.IPADAPTER,
+                **i.BASE,
                 "pos_embed": i.POS_EMBED,
                 "weight": i.weight(3),
                 "weight_type": i.WEIGHT_TYPE,
-                "start_at": i.START_AT,
-                "end_at": i.END_AT,
-                "embeds_scaling": i.SCALING,
+                **i.WINDOW_AND_SCALING,
             },
             "optional": {"neg_embed": i.NEG_EMBED, "attn_mask": i.MASK, "clip_vision": i.CLIP_VISION},
         }

@@ -13,8 +13,7 @@ FACE_IMAGE_OUT = "The face as the encoder sees it: look here when the likeness i
 
 def _inputs(kolors: bool = False) -> dict[str, Any]:
     required = {
-        "model": i.MODEL,
-        "ipadapter": i.IPADAPTER,
+        **i.BASE,
         "image": i.IMAGE,
         "weight": i.weight(3, "the face"),
         "weight_faceidv2": i.weight_faceidv2(),
@@ -25,16 +24,12 @@ def _inputs(kolors: bool = False) -> dict[str, Any]:
     required |= {
         "weight_type": i.WEIGHT_TYPE,
         "combine_embeds": i.COMBINE,
-        "start_at": i.START_AT,
-        "end_at": i.END_AT,
-        "embeds_scaling": i.SCALING,
+        **i.WINDOW_AND_SCALING,
     }
     return {
         "required": required,
         "optional": {
-            "image_negative": i.IMAGE_NEGATIVE,
-            "attn_mask": i.MASK,
-            "clip_vision": i.CLIP_VISION,
+            **i.OPTIONAL,
             "insightface": i.INSIGHTFACE,
         },
     }
@@ -75,20 +70,17 @@ class IPAdapterApplyFaceEmbeds:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         faces = "The faces, from IPAdapter Face Embeds, Combine Face Embeds or Load Face Embeds. Several stand side by side."
-        middle = (
-            "Lets the face act in the UNet's middle block too, as the adapter was trained. Off is as the FaceID node does it."
-        )
+        middle = "Lets the face act in the UNet's middle block too, as the adapter was trained. Off is as the FaceID node does it."
         required = _inputs()["required"]
         del required["model"], required["ipadapter"], required["image"]
         return {
             "required": {
-                "model": i.MODEL,
-                "ipadapter": i.IPADAPTER,
+                **i.BASE,
                 "face_embeds": ("FACE_EMBEDS", {"tooltip": faces}),
                 **required,
                 "middle_block": ("BOOLEAN", {"default": True, "tooltip": middle}),
             },
-            "optional": {"image_negative": i.IMAGE_NEGATIVE, "attn_mask": i.MASK, "clip_vision": i.CLIP_VISION},
+            "optional": {**i.OPTIONAL},
         }
 
     def apply_faces(self, model, ipadapter, face_embeds, middle_block=True, **settings):

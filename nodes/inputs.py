@@ -137,3 +137,7 @@ def weight_faceidv2() -> Input:
 
 
 MODEL_OUT = "The model with the picture's influence: connect it to a sampler, or to another IPAdapter node to add another picture."
+
+BASE = {"model": MODEL, "ipadapter": IPADAPTER}
+WINDOW_AND_SCALING = {"start_at": START_AT, "end_at": END_AT, "embeds_scaling": SCALING}
+OPTIONAL = {"image_negative": IMAGE_NEGATIVE, "attn_mask": MASK, "clip_vision": CLIP_VISION}

@@ -56,7 +56,7 @@ class IPAdapterUnifiedLoader:
         return {"required": {"model": i.MODEL, "preset": (presets, {"tooltip": tooltip})}, "optional": {"ipadapter": CHAINED}}
 
     def load_models(self, model, preset, lora_strength=0.0, provider="CPU", ipadapter=None):
-        return unified(model, preset, lora_strength, provider, ipadapter)
+        return unified(model, preset, lora_strength, provider)
 
 
 class IPAdapterUnifiedLoaderFaceID(IPAdapterUnifiedLoader):

@@ -81,8 +81,7 @@ class IPAdapterFromParams(IPAdapterAdvanced):
         params = "The regions, from IPAdapter Combine Params, or a single one."
         return {
             "required": {
-                "model": i.MODEL,
-                "ipadapter": i.IPADAPTER,
+                **i.BASE,
                 "ipadapter_params": ("IPADAPTER_PARAMS", {"tooltip": params}),
                 "combine_embeds": i.COMBINE,
                 "embeds_scaling": i.SCALING,

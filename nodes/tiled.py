@@ -23,8 +23,7 @@ class IPAdapterTiled:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": i.MODEL,
-                "ipadapter": i.IPADAPTER,
+                **i.BASE,
                 "image": i.IMAGE,
                 "weight": i.weight(3),
                 "weight_type": i.WEIGHT_TYPE,
@@ -34,7 +33,7 @@ class IPAdapterTiled:
                 "sharpening": i.SHARPENING,
                 "embeds_scaling": i.SCALING,
             },
-            "optional": {"image_negative": i.IMAGE_NEGATIVE, "attn_mask": i.MASK, "clip_vision": i.CLIP_VISION},
+            "optional": {**i.OPTIONAL},
         }
 
     def apply_tiled(
@@ -83,8 +82,7 @@ class IPAdapterTiledBatch(IPAdapterTiled):
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": i.MODEL,
-                "ipadapter": i.IPADAPTER,
+                **i.BASE,
                 "image": i.IMAGE_PER_LATENT,
                 "weight": i.weight(3),
                 "weight_type": i.WEIGHT_TYPE,
@@ -94,7 +92,7 @@ class IPAdapterTiledBatch(IPAdapterTiled):
                 "embeds_scaling": i.SCALING,
                 "encode_batch_size": i.ENCODE_BATCH_SIZE,
             },
-            "optional": {"image_negative": i.IMAGE_NEGATIVE, "attn_mask": i.MASK, "clip_vision": i.CLIP_VISION},
+            "optional": {**i.OPTIONAL},
         }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import cached_property
 from typing import Any
 
@@ -28,7 +28,8 @@ _AT_ONCE = 32  # pictures projected at a time: an animation has one for each fra
 _FLAGS = {"faceid-plus-v2": ("faceidplusv2",), "portrait-unnorm": ("portraitunnorm",)}  # other packs ask whether they are there
 _KV_CACHE: ByteCache[KV] = ByteCache(512 << 20)
 _loaded: weakref.WeakValueDictionary[tuple, Adapter] = weakref.WeakValueDictionary()
-_foreign = WeakIdKeyDictionary()  # a tensor of another pack's mapping -> {hint: the Adapter built on it}
+# {a tensor of another pack's mapping: {hint: the Adapter built on it}}
+_foreign: MutableMapping[Tensor, dict[str, Adapter]] = WeakIdKeyDictionary()
 _numbers = itertools.count()
 
 
@@ -45,10 +46,10 @@ class Adapter(Mapping):
         self.name = name
         self.path = path
         operations = comfy.ops.manual_cast
-        module = nn.Module()
+        module: Any = nn.Module()
         module.image_proj = build_projection(info.projection, checkpoint.image_proj, operations)
         module.ip_adapter = build_layers(checkpoint.ip_adapter, operations)
-        self.module = module
+        self.module: Any = module
         patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
         self.patcher = patcher(module, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device())
 

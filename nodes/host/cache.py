@@ -57,5 +57,5 @@ def digest(tensor: Tensor) -> bytes:
     """A fingerprint of a tensor's dtype, shape and content."""
     flat = tensor.detach().cpu().contiguous()
     content = hashlib.sha256(f"{flat.dtype}{tuple(flat.shape)}".encode())
-    content.update(flat.reshape(-1).view(torch.uint8).numpy())
+    content.update(flat.reshape(-1).view(torch.uint8).numpy().data)
     return content.digest()

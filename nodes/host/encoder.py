@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import weakref
 from typing import Any
 
@@ -17,6 +18,8 @@ from ...ipadapter_core.images import rgb
 from ...ipadapter_core.preprocess import clip_pixels
 from ...ipadapter_core.tiles import join_tiled, merge_tile_features, split_tiles
 from .cache import ByteCache, digest
+
+log = logging.getLogger(__name__)
 
 _FEATURES: ByteCache[Tensor] = ByteCache(512 << 20)
 _BATCH = 16  # pictures encoded at a time where the user names no number
@@ -51,10 +54,13 @@ def wrong_encoder(needed: Encoder, width: int, adapter_name: str) -> IPAdapterEr
 
 
 def check_encoder(needed: Encoder, clip_vision: Any, adapter_name: str) -> None:
-    """Raises IPAdapterError where the encoder gives features of another width than the adapter takes."""
+    """Raises IPAdapterError where the encoder gives features of another width than the adapter takes; logs another picture size."""
     width = widths(clip_vision).get(needed.feature)
     if width is not None and width != needed.width:
         raise wrong_encoder(needed, width, adapter_name)
+    size = getattr(clip_vision, "image_size", needed.size)
+    if size != needed.size:
+        log.warning("%s was made with pictures of %d pixels, the connected encoder takes %d.", adapter_name, needed.size, size)
 
 
 def encode(clip_vision: Any, images: Tensor, feature: str, batch_size: int = 0, mask: Tensor | None = None) -> Tensor:

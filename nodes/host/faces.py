@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from torch import Tensor
 from ...ipadapter_core.errors import IPAdapterError
 
 log = logging.getLogger(__name__)
+
+_loaded: weakref.WeakValueDictionary[tuple[str, tuple[str, ...]], Any] = weakref.WeakValueDictionary()
 
 # package -> its detector and its embedder; the other files of a package are not used
 MODELS = {"buffalo_l": ("det_10g.onnx", "w600k_r50.onnx"), "antelopev2": ("scrfd_10g_bnkps.onnx", "glintr100.onnx")}
@@ -60,7 +63,7 @@ class Face:
 
 
 def load_insightface(provider: str = "CPU", model_name: str = "buffalo_l") -> Any:
-    """A FaceAnalysis of models/insightface/models/<model_name>, ready to detect.
+    """A FaceAnalysis of models/insightface/models/<model_name>, ready to detect; loaded once while anything holds it.
 
     Raises IPAdapterError where insightface is not installed or broken, and where its models are missing or damaged.
     """
@@ -69,6 +72,8 @@ def load_insightface(provider: str = "CPU", model_name: str = "buffalo_l") -> An
 
     folder = find_models(model_name)
     providers = choose_providers(provider)
+    if loaded := _loaded.get((folder, tuple(providers))):
+        return loaded
     try:
         analyser: Any = FaceAnalysis(name=folder, providers=providers, allowed_modules=["detection", "recognition"])
         analyser.prepare(ctx_id=0, det_size=(DETECTION_SIZES[0], DETECTION_SIZES[0]))
@@ -80,6 +85,7 @@ def load_insightface(provider: str = "CPU", model_name: str = "buffalo_l") -> An
     used = analyser.det_model.session.get_providers()
     if providers[0] not in used:
         log.warning("onnxruntime could not start %s; insightface runs on %s instead.", providers[0], used[0])
+    _loaded[folder, tuple(providers)] = analyser
     return analyser
 
 

@@ -34,8 +34,11 @@ def load_encoder(path: str) -> Any:
     return encoder
 
 
-def unified(model: Any, preset: str, lora_strength: float, provider: str, pipeline: dict | None) -> tuple[Any, dict]:
-    """(model, pipeline) for a preset of one of the unified loaders. Raises IPAdapterError for a preset that is none."""
+def unified(model: Any, preset: str, lora_strength: float, provider: str) -> tuple[Any, dict]:
+    """(model, pipeline) for a preset of one of the unified loaders. Raises IPAdapterError for a preset that is none.
+
+    What another pipeline holds already is not loaded again: adapters, encoders and recognisers are kept by file.
+    """
     if preset not in PRESETS:
         raise IPAdapterError(f"There is no preset '{preset}'. The presets are: {', '.join(PRESETS)}.")
     base = base_of(model)
@@ -53,10 +56,7 @@ def unified(model: Any, preset: str, lora_strength: float, provider: str, pipeli
         loaded["clipvision"] = {"file": encoder_path, "model": load_encoder(encoder_path)}
     if adapter.info.face:
         name = "antelopev2" if base == "Kolors" else "buffalo_l"
-        held = (pipeline or {}).get("insightface") or {}
-        same = held.get("provider") == provider and held.get("name", name) == name
-        analyser = held.get("model") if same else None
-        loaded["insightface"] = {"provider": provider, "name": name, "model": analyser or load_insightface(provider, name)}
+        loaded["insightface"] = {"provider": provider, "model": load_insightface(provider, name)}
         model = _with_face_lora(model, adapter, lora_strength)
     return model, loaded
 
