@@ -12,6 +12,12 @@ from .host.pipeline import unified
 
 PIPELINE_OUT = "The adapter with the image encoder it needs: connect it to any IPAdapter node, or to another unified loader."
 CHAINED = ("IPADAPTER", {"tooltip": "Another unified loader's output: what it has loaded already is not loaded again."})
+_VERSIONS = {
+    "as the file says": "",
+    "FaceID plus v1": "faceid-plus",
+    "FaceID plus v2": "faceid-plus-v2",
+    "FaceID portrait unnorm": "portrait-unnorm",
+}
 PROVIDERS = ["CPU", "CUDA", "ROCM", "DirectML", "OpenVINO", "CoreML"]
 
 
@@ -29,6 +35,26 @@ class IPAdapterModelLoader:
 
     def load_ipadapter_model(self, ipadapter_file):
         return (load_adapter(adapter_path(ipadapter_file)),)
+
+
+class IPAdapterModelLoaderAdvanced:
+    DESCRIPTION = "Loads an adapter file and lets you say which version it is, where files of two versions look alike."
+    RETURN_TYPES = ("IPADAPTER",)
+    OUTPUT_TOOLTIPS = IPAdapterModelLoader.OUTPUT_TOOLTIPS
+    FUNCTION = "load_ipadapter_model"
+    CATEGORY = "ipadapter/loaders"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        tooltip = (
+            "Which version the file is. 'as the file says' goes by the published file's fingerprint, else by the name; choose another "
+            "only for a renamed or converted file whose faces come out wrong."
+        )
+        required = IPAdapterModelLoader.INPUT_TYPES()["required"]
+        return {"required": {**required, "version": (list(_VERSIONS), {"tooltip": tooltip})}}
+
+    def load_ipadapter_model(self, ipadapter_file, version):
+        return (load_adapter(adapter_path(ipadapter_file), _VERSIONS[version]),)
 
 
 class IPAdapterUnifiedLoader:
@@ -129,6 +155,7 @@ NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
     for cls in (
         IPAdapterModelLoader,
+        IPAdapterModelLoaderAdvanced,
         IPAdapterUnifiedLoader,
         IPAdapterUnifiedLoaderFaceID,
         IPAdapterUnifiedLoaderCommunity,
@@ -138,6 +165,7 @@ NODE_CLASS_MAPPINGS = {
 
 NODE_DISPLAY_NAME_MAPPINGS = {
     "IPAdapterModelLoader": "IPAdapter Model Loader",
+    "IPAdapterModelLoaderAdvanced": "IPAdapter Model Loader Advanced",
     "IPAdapterUnifiedLoader": "IPAdapter Unified Loader",
     "IPAdapterUnifiedLoaderFaceID": "IPAdapter Unified Loader FaceID",
     "IPAdapterUnifiedLoaderCommunity": "IPAdapter Unified Loader Community",

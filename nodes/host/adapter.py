@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ...ipadapter_core.attention import KV, build_layers, project_kv
-from ...ipadapter_core.checkpoint import Checkpoint, from_state_dicts, read_checkpoint
+from ...ipadapter_core.checkpoint import Checkpoint, from_state_dicts, read_checkpoint, read_shapes
 from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.family import Info, identify
 from ...ipadapter_core.projection import build_projection
@@ -129,13 +129,23 @@ class Adapter(Mapping):
             return make(self.patcher.load_device)
 
 
-def load_adapter(path: str) -> Adapter:
-    """The adapter of a file, built once while anything holds it. Raises IPAdapterError for files that cannot be used."""
+VERSIONS = {"faceid-plus": "faceid-plus", "faceid-plus-v2": "faceid-plusv2", "portrait-unnorm": "portrait_unnorm"}  # family -> name hint
+
+
+def load_adapter(path: str, version: str = "") -> Adapter:
+    """The adapter of a file, built once while anything holds it. Raises IPAdapterError for files that cannot be used.
+
+    version: the family of VERSIONS that the file is taken for, where its shapes and its name leave that open.
+    """
     stat = os.stat(path)
-    key = (path, stat.st_size, stat.st_mtime_ns)
+    key = (path, stat.st_size, stat.st_mtime_ns, version)
     adapter = _loaded.get(key)
     if adapter is None:
-        info = identify_file(path)
+        info = identify(read_shapes(path), VERSIONS[version]) if version else identify_file(path)
+        if version and info.family != version:
+            raise IPAdapterError(
+                f"{os.path.basename(path)} is {info.label}: it has the shapes of no other version. Set version to 'as the file says'."
+            )
         if not info.supported:
             raise IPAdapterError(f"{os.path.basename(path)}: {info.problem}")
         adapter = _loaded[key] = Adapter(read_checkpoint(path), info, os.path.basename(path), path)

@@ -166,3 +166,22 @@ def test_kolors_faces_pass_through_the_text_projection(pack, comfy, analyser, ph
         with torch.inference_mode():
             outs.append(lab.sample(patched, "sdxl", steps=1))
     assert outs[0].isfinite().all() and not torch.equal(*outs)
+
+
+def test_the_version_can_be_chosen_where_files_look_alike(pack, world, comfy):
+    """A v2 file under a name that says nothing; a file of one version only refuses the choice."""
+    folder = comfy / "models" / "ipadapter"
+    world.files["faceid_plus", "sd15"]
+    renamed = folder / "my_face.bin"
+    renamed.write_bytes((folder / "ip-adapter-faceid-plus_sd15.bin").read_bytes())
+    node = pack["IPAdapterModelLoaderAdvanced"]()
+    try:
+        families = {
+            version: node.load_ipadapter_model("my_face.bin", version)[0].info.family
+            for version in ("as the file says", "FaceID plus v1", "FaceID plus v2")
+        }
+        with pytest.raises(ValueError, match="it has the shapes of no other version"):
+            node.load_ipadapter_model("my_face.bin", "FaceID portrait unnorm")
+    finally:
+        renamed.unlink()
+    assert families == {"as the file says": "faceid-plus-v2", "FaceID plus v1": "faceid-plus", "FaceID plus v2": "faceid-plus-v2"}
