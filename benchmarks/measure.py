@@ -1,7 +1,7 @@
-"""One UNet, one encoder and one plus adapter (16 tokens): what applying the adapter to the UNet costs."""
+"""One UNet, one encoder and one adapter (plus: 16 tokens, or FaceID plus v2: 4): what applying the adapter to the UNet costs."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,12 @@ import torch
 from calls import hold, medians, seconds
 from counts import compiled, flops, operations, syncs
 
-from support import lab, quick
+from support import lab, onnx_faces, quick
 from support.held import tensor_bytes
 
 LAYERS = {"sd15": 15, "sdxl": 60}  # cross-attentions that an adapter reaches, the middle block left out as IPAdapter Advanced does
 NAMES = {"sd15": "SD 1.5", "sdxl": "SDXL"}
+FAMILIES = {"plus": "ip-adapter-plus", "faceid_plus": "ip-adapter-faceid-plusv2"}
 WEIGHTS = (0.8, 0.7, 0.6, 0.5, 0.4)
 
 
@@ -30,36 +31,51 @@ class Growth:
     second: float
 
 
+@lru_cache
+def photos(count: int, tag: str) -> torch.Tensor:
+    """insightface's sample photo [count, 886, 1280, 3] in the colours of synthetic pictures, so that each is another one."""
+    from insightface.data import get_image
+
+    photo = torch.from_numpy(get_image("t1")[..., ::-1].copy()).float() / 255
+    return 0.8 * photo + 0.2 * lab.images(count, *photo.shape[:2], tag)
+
+
 class Bench:
-    def __init__(self, pack: dict[str, Any], folder: Path, arch: str, full: bool, repetitions: int):
-        self.pack, self.arch, self.full = pack, arch, full
+    def __init__(self, pack: dict[str, Any], models: Path, arch: str, family: str, full: bool, repetitions: int):
+        self.pack, self.arch, self.family, self.full = pack, arch, family, full
         self.width, self.dtype = (320, torch.bfloat16) if full else (32, torch.float32)
         self.size = 16 if full else 8
         self.repetitions = 15 if full else max(repetitions // (3 if arch == "sdxl" else 1), 3)
-        name = f"ip-adapter-plus_{arch}_{self.width}.safetensors"
-        self.adapter_bytes = quick.save_adapter(folder / name, "plus", arch, self.width, self.dtype)
+        name = f"{FAMILIES[family]}_{arch}_{self.width}.safetensors"
+        self.adapter_bytes = quick.save_adapter(models / "ipadapter" / name, family, arch, self.width, self.dtype)
         self.adapter = lab.call(pack["IPAdapterModelLoader"], ipadapter_file=name)[0]
         self.encoder = quick.clip_vision(32 if full else 2)
         self.unet = quick.unet(arch, self.width, self.dtype)
+        self.insightface = None
+        if family == "faceid_plus":
+            onnx_faces.write_models(models / "insightface" / "models" / "buffalo_l", "buffalo_l")
+            self.insightface = lab.call(pack["IPAdapterInsightFaceLoader"], provider="CPU", model_name="buffalo_l")[0]
 
     @property
     def title(self) -> str:
-        return f"{NAMES[self.arch]}, {self.width} channels, {str(self.dtype)[6:]}, latent {self.size}x{self.size}"
+        return f"{NAMES[self.arch]}, {FAMILIES[self.family]}, {self.width} channels, {str(self.dtype)[6:]}, latent {self.size}x{self.size}"
 
     def apply(self, model: Any, weight: float = 0.8, picture: str = "a", pictures: int = 1, start_at: float = 0.0) -> Any:
+        faces = {} if self.insightface is None else {"insightface": self.insightface, "weight_faceidv2": 1.0}
         with torch.inference_mode():
             return lab.call(
-                self.pack["IPAdapterAdvanced"],
+                self.pack["IPAdapterFaceID" if faces else "IPAdapterAdvanced"],
                 model=model,
                 ipadapter=self.adapter,
                 clip_vision=self.encoder,
-                image=lab.images(pictures, 256, 256, picture),
+                image=photos(pictures, picture) if faces else lab.images(pictures, 256, 256, picture),
                 weight=weight,
                 weight_type="linear",
                 combine_embeds="concat",
                 start_at=start_at,
                 end_at=1.0,
                 embeds_scaling="V only",
+                **faces,
             )[0]
 
     def applying(self) -> dict[str, float]:

@@ -15,7 +15,7 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / "tests"))
 
 import torch  # noqa: E402
-from measure import Bench  # noqa: E402
+from measure import FAMILIES, Bench  # noqa: E402
 from report import print_tables  # noqa: E402
 
 from support import lab  # noqa: E402
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="also at the published sizes")
     parser.add_argument("--full-only", action="store_true", help="at the published sizes alone")
     parser.add_argument("--arch", nargs="+", choices=("sd15", "sdxl"), default=("sd15", "sdxl"))
+    parser.add_argument("--family", nargs="+", choices=tuple(FAMILIES), default=("plus",), help="faceid_plus: with the real insightface")
     parser.add_argument("--repetitions", type=int, default=60, help="timed model calls of each kind (SDXL: a third; 15 at full size)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--markdown", action="store_true", help="print markdown tables")
@@ -43,9 +44,10 @@ def main() -> None:
         sizes = [True] if options.full_only else [False, True] if options.full else [False]
         for full in sizes:
             for arch in options.arch:
-                bench = Bench(pack, base / "models" / "ipadapter", arch, full, options.repetitions)
-                print_tables(bench, options.markdown)
-                del bench
+                for family in options.family:
+                    bench = Bench(pack, base / "models", arch, family, full, options.repetitions)
+                    print_tables(bench, options.markdown)
+                    del bench
 
 
 if __name__ == "__main__":

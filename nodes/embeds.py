@@ -114,7 +114,7 @@ class IPAdapterEmbeds:
         adapter = as_adapter(ipadapter)
         refuse_faces(adapter)
         if neg_embed is None:
-            neg_embed = negative_features(adapter, clip_vision or from_pipeline(ipadapter, "clipvision"), pos_embed)
+            neg_embed = negative_features(adapter, clip_vision or from_pipeline(ipadapter, "clipvision"), pos_embed[:1])
         settings = Settings(
             weight=weight,
             weight_type=weight_type,
