@@ -36,8 +36,9 @@ def photos(count: int, tag: str) -> torch.Tensor:
     """insightface's sample photo [count, 886, 1280, 3] in the colours of synthetic pictures, so that each is another one."""
     from insightface.data import get_image
 
-    photo = torch.from_numpy(get_image("t1")[..., ::-1].copy()).float() / 255
-    return 0.8 * photo + 0.2 * lab.images(count, *photo.shape[:2], tag)
+    pixels: Any = get_image("t1")
+    photo = torch.from_numpy(pixels[..., ::-1].copy()).float() / 255
+    return 0.8 * photo + 0.2 * lab.images(count, photo.shape[0], photo.shape[1], tag)
 
 
 class Bench:
