@@ -181,11 +181,12 @@ def apply_features(
     numbered = {layer.key: layer for layer in layers(base) if settings.middle or layer.name != "middle"}
     found = {(a.name, a.id, a.index): a for a in cross_attentions(model)}
     heads = {number: found[layer.name, layer.id, layer.index].heads for number, layer in numbered.items()}
+    widths = adapter.widths
     for number, layer in numbered.items():
         width = found[layer.name, layer.id, layer.index].width
-        if adapter.widths.get(number) != width:
+        if widths.get(number) != width:
             raise IPAdapterError(
-                f"{adapter.name} does not fit the connected model: its layer {number} is {adapter.widths.get(number)} wide, "
+                f"{adapter.name} does not fit the connected model: its layer {number} is {widths.get(number)} wide, "
                 f"the model's is {width}. Load an adapter made for this model."
             )
     text_projection = _text_projection(model, adapter)
