@@ -29,17 +29,36 @@ def clip_pixels(
 ) -> Tensor:
     """Pictures [b, h, w, 3] in 0..1 -> pixel values [b, 3, size, size].
 
-    The short side is scaled to `size` (antialiased bicubic), the middle of the long side kept; rounded to 1/255 as an
-    8-bit picture, normalised. mask [m, H, W], cropped to its middle and resized, is multiplied onto the normalised pixels.
+    The middle square, normalised. mask [m, H, W], cropped to its middle and resized, is multiplied onto the normalised pixels.
     """
+    x = middle_square(image, size).movedim(-1, 1)
+    x = (x - x.new_tensor(mean).view(3, 1, 1)) / x.new_tensor(std).view(3, 1, 1)
+    if mask is not None:
+        weight = middle_mask(mask, size).unsqueeze(1)
+        x = x * (weight if weight.shape[0] in (1, x.shape[0]) else weight[:1])
+    return x
+
+
+def middle_square(image: Tensor, size: int) -> Tensor:
+    """[b, h, w, 3] -> [b, size, size, 3]: the short side scaled to `size` (antialiased bicubic), the middle of the long side kept."""
     x = image.movedim(-1, 1).float()
     height, width = x.shape[-2:]
     if (height, width) != (size, size):
         scale = size / min(height, width)
         x = _middle(_resize(x, round(scale * height), round(scale * width)), size)
-    x = (255 * x).clip(0, 255).round() / 255
-    x = (x - x.new_tensor(mean).view(3, 1, 1)) / x.new_tensor(std).view(3, 1, 1)
-    if mask is not None:
-        weight = _resize(_middle(mask.unsqueeze(1).float(), min(mask.shape[-2:])), size, size)
-        x = x * (weight if weight.shape[0] in (1, x.shape[0]) else weight[:1])
-    return x
+    return _eight_bit(x).movedim(1, -1)
+
+
+def middle_mask(mask: Tensor, size: int) -> Tensor:
+    """[m, H, W] -> [m, size, size], cropped to its middle and resized."""
+    return _resize(_middle(mask.unsqueeze(1).float(), min(mask.shape[-2:])), size, size)[:, 0]
+
+
+def stretched(image: Tensor, size: int) -> Tensor:
+    """[b, h, w, 3] -> [b, size, size, 3], whatever the shape."""
+    return _eight_bit(_resize(image.movedim(-1, 1).float(), size, size)).movedim(1, -1)
+
+
+def _eight_bit(x: Tensor) -> Tensor:
+    """Rounded to 1/255, as a picture file has it."""
+    return (255 * x).clip(0, 255).round() / 255

@@ -13,7 +13,8 @@ from . import inputs as i
 from .host.adapter import as_adapter
 from .host.apply import Settings, apply_features, negative_features
 from .host.embeds_file import SUFFIX, load_embeds, save_embeds
-from .host.reference import check_mask, encode_for, from_pipeline, refuse_faces
+from .host.encoder import encode_fitted
+from .host.reference import check_mask, encode_for, from_pipeline, needed_encoder, refuse_faces
 from .host.saved_files import list_saved, stamp
 
 
@@ -28,14 +29,13 @@ class IPAdapterEncoder:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         weight = "How much this picture counts when it is combined with others. 1 is its full say."
-        mask = "Which part of the reference the encoder sees: white fully, black not at all."
         return {
             "required": {
                 "ipadapter": i.IPADAPTER,
                 "image": i.IMAGE,
                 "weight": ("FLOAT", {"default": 1.0, "min": -1.0, "max": 3.0, "step": 0.01, "tooltip": weight}),
             },
-            "optional": {"mask": ("MASK", {"tooltip": mask}), "clip_vision": i.CLIP_VISION},
+            "optional": {"mask": i.ENCODER_MASK, "clip_vision": i.CLIP_VISION},
         }
 
     def encode(self, ipadapter, image, weight, mask=None, clip_vision=None):
@@ -44,6 +44,31 @@ class IPAdapterEncoder:
         clip_vision = clip_vision or from_pipeline(ipadapter, "clipvision")
         positive = encode_for(adapter, clip_vision, rgb(image), mask=check_mask(mask, "mask"))
         return positive * weight, negative_features(adapter, clip_vision, positive)
+
+
+class IPAdapterEncoderAdvanced:
+    DESCRIPTION = "Encodes a picture of any shape: cropped, padded, stretched or in tiles, and at a finer size than the encoder's own."
+    RETURN_TYPES = ("EMBEDS", "EMBEDS")
+    RETURN_NAMES = ("pos_embed", "neg_embed")
+    OUTPUT_TOOLTIPS = IPAdapterEncoder.OUTPUT_TOOLTIPS
+    FUNCTION = "encode"
+    CATEGORY = "ipadapter/embeds"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        required = {**IPAdapterEncoder.INPUT_TYPES()["required"], "image": i.IMAGE_TO_FIT}
+        return {
+            "required": {**required, "fit": i.FIT, "tiles": i.TILES, "size": i.PIXELS},
+            "optional": {"mask": i.ENCODER_MASK, "clip_vision": i.CLIP_VISION},
+        }
+
+    def encode(self, ipadapter, image, weight, fit, tiles, size, mask=None, clip_vision=None):
+        adapter = as_adapter(ipadapter)
+        refuse_faces(adapter)
+        encoder = needed_encoder(adapter, clip_vision or from_pipeline(ipadapter, "clipvision"))
+        feature = adapter.info.encoder.feature  # type: ignore[union-attr]
+        positive = encode_fitted(encoder, image, feature, fit, tiles, size, check_mask(mask, "mask"))
+        return positive * weight, negative_features(adapter, encoder, positive, size)
 
 
 class IPAdapterCombineEmbeds:
@@ -72,7 +97,9 @@ class IPAdapterCombineEmbeds:
         embeds = [embed for embed in (embed1, embed2, embed3, embed4, embed5) if embed is not None]
         if len({embed.shape[1:] for embed in embeds}) > 1:
             shapes = ", ".join(str(list(embed.shape[1:])) for embed in embeds)
-            raise IPAdapterError(f"These embeds come from different encoders or adapters and cannot be combined: {shapes}.")
+            raise IPAdapterError(
+                f"These embeds come from different encoders or adapters, or were encoded at other sizes, and cannot be combined: {shapes}."
+            )
         return (combine(torch.cat([embed.to(embed1.device) for embed in embeds]), method),)
 
 
@@ -176,6 +203,7 @@ NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
     for cls in (
         IPAdapterEncoder,
+        IPAdapterEncoderAdvanced,
         IPAdapterCombineEmbeds,
         IPAdapterEmbeds,
         IPAdapterEmbedsBatch,
@@ -186,6 +214,7 @@ NODE_CLASS_MAPPINGS = {
 
 NODE_DISPLAY_NAME_MAPPINGS = {
     "IPAdapterEncoder": "IPAdapter Encoder",
+    "IPAdapterEncoderAdvanced": "IPAdapter Encoder Advanced",
     "IPAdapterCombineEmbeds": "IPAdapter Combine Embeds",
     "IPAdapterEmbeds": "IPAdapter Embeds",
     "IPAdapterEmbedsBatch": "IPAdapter Embeds Batch",

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..ipadapter_core.attention import SCALINGS
 from ..ipadapter_core.embeds import COMBINE_METHODS
+from ..ipadapter_core.fit import FITS
 from ..ipadapter_core.layers import WEIGHT_TYPES
 
 Input = tuple[Any, ...]
@@ -121,6 +122,36 @@ NEG_EMBED: Input = (
         "nothing (or black)."
     },
 )
+
+IMAGE_TO_FIT: Input = (
+    "IMAGE",
+    {"tooltip": "The reference picture, of any shape. Several pictures in a batch are treated alike, one by one."},
+)
+FIT: Input = (
+    list(FITS),
+    {
+        "tooltip": "How the picture becomes the square that the encoder reads. 'center crop' takes the middle, as other nodes do; "
+        "'pad' keeps all of it between grey bars; 'stretch' squeezes it; 'tiles' cuts it into squares and averages what is seen in "
+        "them. Start with 'center crop' for one subject, 'tiles' for wide pictures."
+    },
+)
+TILES: Input = (
+    "INT",
+    {
+        "default": 2, "min": 1, "max": 4,
+        "tooltip": "For 'tiles' only: how many squares lie along the short side. 1 covers a long picture with large squares; 2 or 3 "
+        "look closer, at texture rather than layout."
+    },
+)
+PIXELS: Input = (
+    "INT",
+    {
+        "default": 0, "min": 0, "max": 896, "step": 14,
+        "tooltip": "How many pixels wide the encoder sees each square. 0 is the encoder's own size (mostly 224) and a good start; "
+        "448 shows finer detail to plus adapters and takes about four times as long to encode."
+    },
+)
+ENCODER_MASK: Input = ("MASK", {"tooltip": "Which part of the reference the encoder sees: white fully, black not at all."})
 
 
 def weight(maximum: float, name: str = "the picture", minimum: float = -1) -> Input:

@@ -107,8 +107,11 @@ def _check_features(adapter: Adapter, features: Tensor) -> None:
         raise wrong_encoder(needed, features.shape[-1], adapter.name)
 
 
-def negative_features(adapter: Adapter, clip_vision: Any, positive: Tensor) -> Tensor:
-    """The negative side where no negative picture is given: zeros, or the black picture for adapters that read all encoder tokens."""
+def negative_features(adapter: Adapter, clip_vision: Any, positive: Tensor, pixels: int = 0) -> Tensor:
+    """The negative side where no negative picture is given: zeros, or the black picture for adapters that read all encoder tokens.
+
+    pixels: the size at which the positive side was encoded, 0 for the encoder's own.
+    """
     needed = adapter.info.encoder
     if needed is None or needed.feature == "image_embeds":
         return torch.zeros_like(positive)
@@ -117,7 +120,7 @@ def negative_features(adapter: Adapter, clip_vision: Any, positive: Tensor) -> T
             f"{adapter.name} needs an image encoder for its negative side: connect a CLIP vision model ({needed.file}) or a neg_embed."
         )
     check_encoder(needed, clip_vision, adapter.name)
-    return encode_black(clip_vision, needed.feature)
+    return encode_black(clip_vision, needed.feature, pixels)
 
 
 def apply_features(
@@ -197,7 +200,8 @@ def apply_features(
         key = (*key, digest(text_projection.weight), weight_kolors)
     kv = adapter.kv(tuple(numbered), heads, compute_dtype(model.model), key, tokens)
     window = _window(model, settings)
-    add_application(work, Application(kv, negatives, chosen, weights, settings.embeds_scaling, window, settings.mask, settings.per_latent))
+    scaling, mask = settings.embeds_scaling, settings.mask
+    add_application(work, Application(kv, negatives, chosen, weights, scaling, window, mask, settings.per_latent, adapter.name))
     return work
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.family import Encoder
+from ...ipadapter_core.fit import fit, interpolate_positions, pool
 from ...ipadapter_core.images import rgb
 from ...ipadapter_core.preprocess import clip_pixels
 from ...ipadapter_core.tiles import join_tiled, merge_tile_features, split_tiles
@@ -63,20 +64,23 @@ def check_encoder(needed: Encoder, clip_vision: Any, adapter_name: str) -> None:
         log.warning("%s was made with pictures of %d pixels, the connected encoder takes %d.", adapter_name, needed.size, size)
 
 
-def encode(clip_vision: Any, images: Tensor, feature: str, batch_size: int = 0, mask: Tensor | None = None) -> Tensor:
+def encode(
+    clip_vision: Any, images: Tensor, feature: str, batch_size: int = 0, mask: Tensor | None = None, pixels: int = 0
+) -> Tensor:
     """Pictures [n, h, w, 1, 3 or 4] -> features [n, ...] in fp32, each picture encoded once while it is remembered.
 
-    Centre-cropped to the encoder's size. mask [m, H, W] is multiplied onto the normalised pixels: one for each picture, or
-    the first for all.
+    Centre-cropped to the encoder's size, or to `pixels` where that is not 0. mask [m, H, W] is multiplied onto the normalised
+    pixels: one for each picture, or the first for all.
     """
     images = rgb(images)
+    pixels = pixels or getattr(clip_vision, "image_size", 0)
     masks = None
     if mask is not None:
         masks = (mask if len(mask) == len(images) else mask[:1]).to(images.device).expand(len(images), -1, -1)
     if clip_vision not in _numbers:
         _numbers[clip_vision] = next(_next_number)
     seen_through = [b""] * len(images) if masks is None else [digest(one) for one in masks]
-    keys = [(_numbers[clip_vision], feature, digest(image), seen) for image, seen in zip(images, seen_through, strict=True)]
+    keys = [(_numbers[clip_vision], feature, pixels, digest(image), seen) for image, seen in zip(images, seen_through, strict=True)]
     found = {key: features for key in keys if (features := _FEATURES.get(key)) is not None}
     missing = {key: i for i, key in enumerate(keys) if key not in found}
     size = batch_size or _BATCH
@@ -86,7 +90,7 @@ def encode(clip_vision: Any, images: Tensor, feature: str, batch_size: int = 0, 
         comfy.model_management.throw_exception_if_processing_interrupted()
         some = todo[start : start + size]
         places = [i for _, i in some]
-        features = _run(clip_vision, images[places], feature, None if masks is None else masks[places])
+        features = _run(clip_vision, images[places], feature, None if masks is None else masks[places], pixels)
         for (key, _), one in zip(some, features, strict=True):
             found[key] = one.float().clone()
             _FEATURES.put(key, found[key], found[key].nbytes)
@@ -95,19 +99,44 @@ def encode(clip_vision: Any, images: Tensor, feature: str, batch_size: int = 0, 
     return torch.stack([found[key] for key in keys])
 
 
-def encode_black(clip_vision: Any, feature: str) -> Tensor:
+def encode_black(clip_vision: Any, feature: str, pixels: int = 0) -> Tensor:
     """Features [1, ...] of a black picture: the negative side where none is given."""
     size = clip_vision.image_size
-    return encode(clip_vision, torch.zeros(1, size, size, 3), feature)
+    return encode(clip_vision, torch.zeros(1, size, size, 3), feature, pixels=pixels)
 
 
-def _run(clip_vision: Any, images: Tensor, feature: str, mask: Tensor | None) -> Tensor:
-    if mask is None:
+def encode_fitted(
+    clip_vision: Any, images: Tensor, feature: str, how: str, tiles: int, pixels: int = 0, mask: Tensor | None = None
+) -> Tensor:
+    """Features [n, ...] of pictures made square by one of FITS; those of a picture's tiles are averaged. pixels: as for encode."""
+    fitted = fit(rgb(images), how, tiles, pixels or clip_vision.image_size, mask, clip_vision.image_mean)
+    return pool(encode(clip_vision, fitted.squares, feature, mask=fitted.masks, pixels=pixels), len(fitted.boxes), fitted.masks)
+
+
+def _run(clip_vision: Any, images: Tensor, feature: str, mask: Tensor | None, size: int) -> Tensor:
+    own_size = size == getattr(clip_vision, "image_size", size)
+    if mask is None and own_size:
         return clip_vision.encode_image(images)[feature]
     comfy.model_management.load_model_gpu(clip_vision.patcher)
-    pixels = clip_pixels(images, clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std, mask)
-    out = clip_vision.model(pixel_values=pixels.to(clip_vision.load_device), intermediate_output=-2)
+    pixels = clip_pixels(images, size, clip_vision.image_mean, clip_vision.image_std, mask)
+    replaced = {} if own_size else _positions(clip_vision.model, size)
+    arguments = {"pixel_values": pixels.to(clip_vision.load_device), "intermediate_output": -2}
+    out = torch.func.functional_call(clip_vision.model, replaced, kwargs=arguments)
     return out[1 if feature == "penultimate_hidden_states" else 2].to(comfy.model_management.intermediate_device())
+
+
+_POSITIONS = "vision_model.embeddings.position_embedding.weight"
+
+
+def _positions(model: Any, size: int) -> dict[str, Tensor]:
+    """The position embeddings for pictures of another size, by the name of the parameter whose place they take for one call."""
+    patch = model.vision_model.embeddings.patch_embedding.weight.shape[-1]
+    if size % patch:
+        low, high = size // patch * patch, (size // patch + 1) * patch
+        raise IPAdapterError(
+            f"This image encoder reads patches of {patch} pixels, and {size} is no multiple of that: set size to {low or high} or {high}."
+        )
+    return {_POSITIONS: interpolate_positions(model.get_parameter(_POSITIONS), size // patch)}
 
 
 def encode_enhanced(clip_vision: Any, images: Tensor, feature: str, tiles: int, ratio: float, batch_size: int = 0) -> Tensor:
