@@ -67,7 +67,7 @@ def load_insightface(provider: str = "CPU", model_name: str = "buffalo_l") -> An
 
     Raises IPAdapterError where insightface is not installed or broken, and where its models are missing or damaged.
     """
-    _require_insightface()
+    require_insightface()
     from insightface.app import FaceAnalysis
 
     folder = find_models(model_name)
@@ -125,7 +125,8 @@ def choose_providers(provider: str) -> list[str]:
     return [_CPU]
 
 
-def _require_insightface() -> None:
+def require_insightface() -> None:
+    """Raises IPAdapterError where insightface, or the onnxruntime it needs, is missing or broken."""
     try:
         import insightface  # noqa: F401
     except ModuleNotFoundError as error:

@@ -55,7 +55,7 @@ class Application:
 
     kv.rows: the `negatives` sets of tokens of the negative side, then the positive side's; one of each, or one for
     every latent where `per_latent` (the last of a side repeats). weights: t -> weight. window: (sigma_start, sigma_end),
-    None for all of the sampling. mask [n, H, W].
+    None for all of the sampling. mask [n, H, W]. name: of the adapter, for people to read.
     """
 
     kv: KV
@@ -66,6 +66,7 @@ class Application:
     window: tuple[float, float] | None
     mask: Tensor | None
     per_latent: bool
+    name: str = ""
     _layouts: dict[Any, Prepared] = field(default_factory=dict, repr=False)
 
     def __deepcopy__(self, memo: dict) -> Application:

@@ -1,0 +1,147 @@
+"""Nodes that show what happens: what the encoder sees, how weights are spread, what a file is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.samplers
+import torch
+
+from ..ipadapter_core.fit import fit
+from ..ipadapter_core.images import rgb
+from ..ipadapter_core.plot import Panel, Series, encoder_view, plot, seen_squares
+from ..ipadapter_core.preprocess import CLIP_MEAN
+from . import inputs as i
+from .host.applied import panels
+from .host.apply import weights_of
+from .host.files import adapter_names
+from .host.inspect import report
+from .host.preview import shown
+from .host.reference import check_mask
+
+PLOT_OUT = "The plot, to be saved or previewed elsewhere; the node shows it too."
+
+
+class IPAdapterReferenceView:
+    DESCRIPTION = "Shows what the image encoder sees of a reference: which part is cut out, the tiles, and the mask on them."
+    RETURN_TYPES = ("IMAGE", "IMAGE")
+    RETURN_NAMES = ("squares", "view")
+    OUTPUT_TOOLTIPS = (
+        "The squares as the encoder sees them. They can be connected to the image input of any IPAdapter node.",
+        "The picture with the squares drawn in, and the squares beside it; the node shows it too.",
+    )
+    FUNCTION = "look"
+    CATEGORY = "ipadapter/look"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        encoder = "The image encoder, for its size and colours. Without it: 224 pixels, as nearly all adapters have."
+        return {
+            "required": {"image": i.IMAGE_TO_FIT, "fit": i.FIT, "tiles": i.TILES, "size": i.PIXELS},
+            "optional": {"mask": i.ENCODER_MASK, "clip_vision": ("CLIP_VISION", {"tooltip": encoder})},
+        }
+
+    def look(self, image, fit, tiles, size, mask=None, clip_vision=None):
+        squares, views = reference_view(rgb(image), fit, tiles, size, check_mask(mask, "mask"), clip_vision)
+        return {"ui": shown(views), "result": (squares, views)}
+
+
+def reference_view(image, how, tiles, size, mask, clip_vision):
+    """(squares [n, s, s, 3], views [b, h, w, 3]) of pictures [b, h, w, 3]."""
+    mean = getattr(clip_vision, "image_mean", CLIP_MEAN)
+    size = size or getattr(clip_vision, "image_size", 224)
+    fitted = fit(image, how, tiles, size, mask, mean)
+    squares = seen_squares(fitted, mean)
+    views = [encoder_view(one, fitted, some) for one, some in zip(image, squares.split(len(fitted.boxes)), strict=True)]
+    return squares, torch.cat(views)
+
+
+class IPAdapterPlotModel:
+    DESCRIPTION = "Draws how strongly each adapter on a model acts: over the UNet's layers, over the steps, and over frames."
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("plot",)
+    OUTPUT_TOOLTIPS = (PLOT_OUT,)
+    FUNCTION = "plot"
+    CATEGORY = "ipadapter/look"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The model behind the IPAdapter nodes, as it goes into the sampler."}),
+                "steps": (
+                    "INT",
+                    {"default": 20, "min": 1, "max": 1000, "tooltip": "How many steps the sampling has: as on your sampler."},
+                ),
+                "scheduler": (
+                    comfy.samplers.KSampler.SCHEDULERS,
+                    {"tooltip": "The scheduler of your sampler: it decides in which step start_at and end_at are reached."},
+                ),
+            }
+        }
+
+    def plot(self, model, steps, scheduler):
+        image = plot(panels(model, steps, scheduler))
+        return {"ui": shown(image), "result": (image,)}
+
+
+class IPAdapterPlotWeights:
+    DESCRIPTION = "Draws weights that change from frame to frame, as a curve."
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("plot",)
+    OUTPUT_TOOLTIPS = (PLOT_OUT,)
+    FUNCTION = "plot"
+    CATEGORY = "ipadapter/look"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        first = "The weights, one for each frame, from an IPAdapter Weights or IPAdapter Combine Weights node."
+        second = "A second curve in the same plot, such as weights_invert."
+        return {
+            "required": {"weights": ("FLOAT", {"forceInput": True, "tooltip": first})},
+            "optional": {"weights_2": ("FLOAT", {"forceInput": True, "tooltip": second})},
+        }
+
+    def plot(self, weights, weights_2=None):
+        given = {"weights": weights_of(weights)}
+        if weights_2 is not None:
+            given["weights_2"] = weights_of(weights_2)
+        labels = [str(frame + 1) for frame in range(max(map(len, given.values())))]
+        image = plot([Panel("Weight over frames", labels, [Series(name, values) for name, values in given.items()], "line")])
+        return {"ui": shown(image), "result": (image,)}
+
+
+class IPAdapterInspector:
+    DESCRIPTION = "Says what an adapter file is, which models, image encoder and LoRA it needs, and whether they are here."
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("text",)
+    OUTPUT_TOOLTIPS = ("What was found, line by line. Connect it to Preview Any to read it.",)
+    FUNCTION = "inspect"
+    CATEGORY = "ipadapter/look"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        file = "A file of models/ipadapter. Only its header is read, whatever its size; a file that cannot be used is told why."
+        return {"required": {"ipadapter_file": (adapter_names(), {"tooltip": file})}}
+
+    @classmethod
+    def IS_CHANGED(cls, ipadapter_file):
+        return float("nan")  # an encoder may have been put in place since
+
+    def inspect(self, ipadapter_file):
+        text = report(ipadapter_file)
+        return {"ui": {"text": [text]}, "result": (text,)}
+
+
+NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (IPAdapterReferenceView, IPAdapterPlotModel, IPAdapterPlotWeights, IPAdapterInspector)}
+
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "IPAdapterReferenceView": "IPAdapter Reference View",
+    "IPAdapterPlotModel": "IPAdapter Plot Model",
+    "IPAdapterPlotWeights": "IPAdapter Plot Weights",
+    "IPAdapterInspector": "IPAdapter Inspector",
+}
