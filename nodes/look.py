@@ -125,7 +125,7 @@ class IPAdapterInspector:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        file = "A file of models/ipadapter. Only its header is read, whatever its size; a file that cannot be used is told why."
+        file = "A file in models/ipadapter. Only its header is read, so large files are quick to look at too."
         return {"required": {"ipadapter_file": (adapter_names(), {"tooltip": file})}}
 
     @classmethod
