@@ -58,7 +58,7 @@ def boxes_of(how: str, height: int, width: int, tiles: int) -> tuple[Box, ...]:
         return ((0, 0, width, height),)
     if how in ("center crop", "pad"):
         side = short if how == "center crop" else long
-        left, top = (width - side) // 2, (height - side) // 2
+        left, top = int((width - side) / 2), int((height - side) / 2)
         return ((left, top, left + side, top + side),)
     if how != "tiles":
         raise IPAdapterError(f"There is no way '{how}' to fit a picture. The ways are: {', '.join(FITS)}.")

@@ -23,7 +23,7 @@ def report(name: str) -> str:
     lines.append(f"is: {info.label}")
     lines += [f"not certain: {ambiguity}" for ambiguity in info.ambiguities]
     if not info.supported:
-        return "\n".join([*lines, f"problem: {info.problem}"])
+        return "\n".join([*lines, f"problem: {info.problem}."])
     lines += [f"for models: {info.base}", f"tokens per picture: {info.tokens}", f"preset: {_presets(info, name)}"]
     encoder = info.encoder
     lines.append(f"image encoder: {_here(lambda: find_encoder(encoder), encoder.name)}" if encoder else "image encoder: none needed")

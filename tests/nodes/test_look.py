@@ -1,0 +1,225 @@
+"""The nodes that show: what they show is what the engine does."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ipadapter_core.layers import layer_weights
+from ipadapter_core.preprocess import clip_pixels
+from support import lab, plain, shapes
+from support.world import AdapterFiles
+
+
+@pytest.fixture(scope="module")
+def small(pack, comfy):
+    return plain.Small(pack, comfy)
+
+
+def run(cls, **kw):
+    """(outputs, what the node shows) of an output node."""
+    given = getattr(cls(), cls.FUNCTION)(**kw)
+    return given["result"], given["ui"]
+
+
+def panels(model, steps=20, scheduler="normal"):
+    from ipadapter_pack.nodes.host.applied import panels
+
+    return panels(model, steps, scheduler)
+
+
+def test_pictures_are_shown_in_the_node(pack, comfy):
+    """Kept by ComfyUI's own preview in its temporary folder, as the picture that the output gives."""
+    (squares, view), ui = run(pack["IPAdapterReferenceView"], image=lab.images(2, 60, 90), fit="tiles", tiles=1, size=0)
+    assert squares.shape == (4, 224, 224, 3) and len(view) == 2
+    assert len(ui["images"]) == 2
+    shown = ui["images"][0]
+    assert shown["type"] == "temp"
+    import folder_paths
+
+    saved = np.asarray(Image.open(f"{folder_paths.get_temp_directory()}/{shown['filename']}"))
+    assert np.abs(saved / 255 - view[0].numpy()).max() < 1 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("fit", ["center crop", "pad", "stretch", "tiles"])
+def test_the_squares_are_what_the_encoder_gets(small, fit, monkeypatch):
+    """The pixels that arrive at the encoder of IPAdapter Encoder Advanced, mask and all, are the squares that are shown."""
+    image, mask = lab.images(1, 100, 150, tag="view"), torch.zeros(1, 100, 150)
+    mask[:, :, 30:110] = 1
+    seen = []
+    forward = type(small.encoder.model).forward
+
+    def watched(self, pixel_values, **kw):
+        seen.append(pixel_values)
+        return forward(self, pixel_values, **kw)
+
+    monkeypatch.setattr(type(small.encoder.model), "forward", watched)
+    lab.call(
+        small.pack["IPAdapterEncoderAdvanced"],
+        ipadapter=small.adapter, clip_vision=small.encoder, image=image, weight=1.0, fit=fit, tiles=2, size=112, mask=mask,
+    )  # fmt: skip
+    view = small.pack["IPAdapterReferenceView"]
+    (squares, _), _ = run(view, image=image, fit=fit, tiles=2, size=112, mask=mask, clip_vision=small.encoder)
+    got = clip_pixels(squares, 112)
+    assert torch.cat(seen).shape == got.shape
+    # clip_pixels rounds the shown squares to 8 bits, half a level of the smallest deviation; bicubic masks overshoot 0 and 1 a little
+    assert (torch.cat(seen) - got).abs().mean() < 0.5 / 255 / 0.26
+
+
+def test_the_squares_can_be_connected_to_any_node(small):
+    image = lab.images(1, 100, 150)
+    (squares, _), _ = run(small.pack["IPAdapterReferenceView"], image=image, fit="center crop", tiles=2, size=0)
+    a, b = (small.features(picture) for picture in (squares, image))
+    assert (a - b).norm() < 1e-6 * b.norm()
+
+
+def test_the_plot_of_a_model_has_the_weights_of_its_layers(small):
+    """By the engine's own table of weight types; the middle block, which these nodes leave out, is 0."""
+    model = small.apply(weight=0.8, weight_type="ease in")
+    model = small.apply(model, weight=-0.5, weight_type="style transfer")
+    over_layers, over_steps = panels(model)
+    expected = [layer_weights("SD1.5", "ease in", 0.8), layer_weights("SD1.5", "style transfer", -0.5)]
+    assert over_layers.kind == "bars" and len(over_layers.labels) == 16
+    assert over_layers.labels[0] == "in 1" and over_layers.labels[6] == "mid 0" and over_layers.labels[-1] == "out 11"
+    for series, weights in zip(over_layers.series, expected, strict=True):
+        assert series.name.endswith(small.file)
+        assert list(series.values) == pytest.approx([0.0 if t == 6 else weights.get(t, 0.0) for t in range(16)], abs=0)
+    assert [max(series.values, key=abs) for series in over_steps.series] == [pytest.approx(max(expected[0].values())), -0.5]
+
+
+@pytest.mark.parametrize(("scheduler", "steps"), [("normal", 20), ("karras", 12)])
+def test_the_plot_of_the_steps_is_where_the_sampler_has_the_adapter_on(small, scheduler, steps, monkeypatch):
+    """Watched while sampling: whether the window is open in each step, by the sigma of the step."""
+    from ipadapter_pack.nodes.host.patch import Application
+
+    model = small.apply(weight=0.6, start_at=0.2, end_at=0.7)
+    watched = []
+    is_open = Application.is_open
+    monkeypatch.setattr(Application, "is_open", lambda self, sigma: (watched.append(is_open(self, sigma)), watched[-1])[1])
+    small.out(model, steps=steps, scheduler=scheduler)
+    sampled, watched[:] = list(watched), []
+    (over_steps,) = panels(model, steps, scheduler)[1:]
+    assert len(sampled) == steps and True in sampled and False in sampled
+    assert list(over_steps.series[0].values) == [0.6 if one else 0.0 for one in sampled]
+
+
+def test_the_plot_of_frames_has_each_latents_weight(small):
+    model = lab.call(
+        small.pack["IPAdapterBatch"],
+        model=small.unet, ipadapter=small.adapter, clip_vision=small.encoder, image=lab.images(3), weight=[0.1, 0.5, 0.9],
+        weight_type="linear", start_at=0.0, end_at=1.0, embeds_scaling="V only",
+    )[0]  # fmt: skip
+    frames = panels(model)[2]
+    assert frames.kind == "line" and list(frames.labels) == ["1", "2", "3"]
+    assert list(frames.series[0].values) == [0.1, 0.5, 0.9]
+    assert panels(model)[0].series[0].values[0] == pytest.approx(0.5)  # their mean over layers
+
+
+def test_the_plot_node_draws_all_panels(small, pack):
+    from ipadapter_core.plot import HEIGHT, WIDTH
+
+    (image,), ui = run(pack["IPAdapterPlotModel"], model=small.apply(), steps=20, scheduler="karras")
+    assert image.shape == (1, 2 * HEIGHT, WIDTH, 3) and len(ui["images"]) == 1
+
+
+def test_a_model_without_an_adapter_is_told(small, pack):
+    for model in (small.unet, small.apply(weight=0.0)):
+        with pytest.raises(ValueError, match="There is no adapter on this model"):
+            run(pack["IPAdapterPlotModel"], model=model, steps=20, scheduler="normal")
+
+
+def test_looking_at_a_model_changes_nothing(small):
+    model = small.apply(weight=0.7)
+    first = small.out(model)
+    panels(model)
+    assert torch.equal(small.out(model), first)
+
+
+def test_weights_are_plotted_one_or_two_or_a_single_number(pack):
+    node = pack["IPAdapterPlotWeights"]
+    one, _ = run(node, weights=[0.0, 0.5, 1.0])
+    two, _ = run(node, weights=[0.0, 0.5, 1.0], weights_2=[1.0, 0.5])
+    assert not torch.equal(one[0], two[0])
+    assert run(node, weights=0.5)[0][0].shape == one[0].shape
+    with pytest.raises(ValueError, match="list of weights is empty"):
+        run(node, weights=[])
+
+
+@pytest.fixture
+def folder(comfy, request):
+    """models/ipadapter; files that the test puts into the models folder are taken away again."""
+    models = comfy / "models"
+    for name in ("ipadapter", "clip_vision"):
+        (models / name).mkdir(exist_ok=True)
+    before = set(models.rglob("*"))
+    yield models / "ipadapter"
+    for path in sorted(set(models.rglob("*")) - before, reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def lines(pack, name) -> dict[str, str]:
+    (text,), ui = run(pack["IPAdapterInspector"], ipadapter_file=name)
+    assert ui["text"] == [text]
+    first, *rest = text.split("\n")
+    assert first == name
+    return dict(line.split(": ", 1) for line in rest)
+
+
+def test_the_inspector_says_what_a_file_is_and_that_its_encoder_is_missing(pack, comfy, folder):
+    told = lines(pack, AdapterFiles(folder)["plus", "sd15"])
+    assert told["is"].startswith("IP-Adapter plus for SD1.5 (16 tokens, ViT-H")
+    assert (told["for models"], told["tokens per picture"], told["preset"]) == ("SD1.5", "16", "PLUS (high strength)")
+    assert told["image encoder"].startswith("ViT-H, MISSING. No image encoder ViT-H")
+    assert "https://huggingface.co/" in told["image encoder"]
+    assert "LoRA" not in told and "face recogniser" not in told
+
+
+def test_the_inspector_finds_the_encoder(pack, comfy, folder):
+    """By its widths, under any name: only the header of the file is written here."""
+    shapes.write_header(comfy / "models" / "clip_vision" / "my encoder.safetensors", shapes.vision(1280, 1024, 257))
+    assert lines(pack, AdapterFiles(folder)["plus", "sd15"])["image encoder"] == "ViT-H, here: my encoder.safetensors"
+
+
+def test_the_inspector_tells_what_a_face_needs(pack, comfy, folder):
+    told = lines(pack, AdapterFiles(folder)["faceid_plusv2", "sd15"])
+    assert told["preset"] == "FACEID PLUS V2"
+    assert "insightface" in told["face recogniser"] and "MISSING" in told["face recogniser"]
+    assert told["LoRA"]
+
+
+def test_the_inspector_tells_why_a_file_cannot_be_used(pack, comfy, folder):
+    """A page of the web, a LoRA, a file cut off, one of another family: a sentence each, and no error."""
+    from safetensors.torch import save_file
+
+    (folder / "page.safetensors").write_text("<!DOCTYPE html><html>not found</html>")
+    save_file({"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, folder / "lora.safetensors")
+    whole = (folder / AdapterFiles(folder)["plus", "sd15"]).read_bytes()
+    (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    save_file({"image_proj.proj.weight": torch.zeros(4, 4), "ip_adapter.0.to_k_ip.bias": torch.zeros(4)}, folder / "flux.safetensors")
+    for name, words in {"page": "web page", "lora": "LoRA", "cut": "cut", "flux": "Flux"}.items():
+        told = lines(pack, f"{name}.safetensors")
+        assert words in told["problem"], told["problem"]
+        assert told["problem"].endswith("."), told["problem"]
+        assert "preset" not in told
+
+
+def test_the_inspector_looks_again_each_time(pack):
+    changed = pack["IPAdapterInspector"].IS_CHANGED("any")
+    assert changed != changed  # NaN: ComfyUI runs the node again
+
+
+def test_two_files_of_one_shape_are_told_apart_by_name(pack, comfy, folder):
+    """plus and plus-face have the same shapes: a name that says neither fits both presets."""
+    name = AdapterFiles(folder)["plus", "sd15"]
+    for other, presets in {"plus-face.safetensors": {"PLUS FACE (portraits)"}, "a.safetensors": {
+        "PLUS (high strength)", "PLUS FACE (portraits)", "Composition"}}.items():  # fmt: skip
+        (folder / other).write_bytes((folder / name).read_bytes())
+        assert set(lines(pack, other)["preset"].split(", ")) == presets
+
+
+def test_json_of_the_shown_is_plain(pack, comfy):
+    """What goes to the browser."""
+    _, ui = run(pack["IPAdapterPlotWeights"], weights=[0.0, 1.0])
+    assert json.loads(json.dumps(ui)) == ui
