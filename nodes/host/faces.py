@@ -18,7 +18,6 @@ from typing import Any
 import folder_paths
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ...ipadapter_core.errors import IPAdapterError
@@ -174,20 +173,6 @@ def choose(faces: Sequence[Face], choice: str) -> tuple[Face, ...]:
     if choice == "largest":
         return (max(faces, key=lambda face: face.area),)
     return tuple(sorted(faces, key=lambda face: float(face.bbox[0] + face.bbox[2])))
-
-
-def aligned_crop(image: Tensor, kps: Tensor, size: int) -> Tensor:
-    """The face [size, size, 3] of a picture [h, w, c] as `Face.crop` has it. size: a multiple of 112 or 128."""
-    return _norm_crop(_bgr(image), kps.numpy(), size)
-
-
-def square_crop(image: Tensor, bbox: Tensor, size: int = 336) -> Tensor:
-    """The square around a face's box, not turned, [size, size, 3]: what Kolors' FaceID was trained on (checkpoints by Kwai-Kolors)."""
-    left, top, right, bottom = bbox.tolist()
-    x, y, half = (left + right) / 2, (top + bottom) / 2, max(right - left, bottom - top) / 2
-    picture = Image.fromarray(np.ascontiguousarray(_bgr(image)[..., ::-1]))
-    crop = picture.crop((round(x - half), round(y - half), round(x + half), round(y + half)))
-    return torch.from_numpy(np.asarray(crop.resize((size, size), Image.Resampling.BICUBIC)).astype(np.float32) / 255)
 
 
 def _face(picture: np.ndarray, face: Any, crop_size: int) -> Face:

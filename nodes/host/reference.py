@@ -174,6 +174,8 @@ def _negative_side(adapter: Adapter, call: Call, positive: Features) -> Features
     """The negative picture's features, or zeros (identities too) and the black picture's where there is none."""
     nobody = (torch.zeros_like(positive[0][:1]),) if adapter.info.face else ()
     if adapter.info.encoder is None:
+        if call.image_negative is not None:
+            log.warning("%s reads faces only: image_negative has no effect.", adapter.name)
         return nobody
     if call.image_negative is not None:
         return (*nobody, encode_for(adapter, call.clip_vision, call.image_negative, call.encode_batch_size))

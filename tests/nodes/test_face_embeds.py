@@ -73,11 +73,11 @@ def test_a_picture_without_a_face_is_named(nodes, insightface, photo):
 
 
 def test_crops_are_framed_as_insightface_frames_them_for_each_size(pack, insightface, photo, all_faces):
-    from ipadapter_pack.nodes.host.faces import aligned_crop, choose, detect
+    from ipadapter_pack.nodes.host.faces import choose, detect
 
-    found = choose(detect(photo[0], insightface), "all, left to right")
     for size, most in ((256, 0.0), (224, 1 / 255), (336, 0.03)):  # 224: OpenCV's rounding at most; 336: enlarged, not sampled anew
-        want = torch.stack([aligned_crop(photo[0], face.kps, size) for face in found])
+        found = choose(detect(photo[0], insightface, crop_size=size), "all, left to right")
+        want = torch.stack([face.crop for face in found])
         assert (all_faces[0].crop(size) - want).abs().mean() <= most
 
 

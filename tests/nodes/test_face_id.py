@@ -65,6 +65,14 @@ def test_a_portrait_has_no_lora(pack, world, models):
     assert not model.patches
 
 
+def test_a_negative_picture_without_effect_is_told(pack, world, analyser, photo, caplog):
+    """An adapter that reads faces alone has no use for image_negative; nor has a FaceID plus adapter reason to complain."""
+    for family, told in (("faceid", True), ("faceid_plusv2", False)):
+        caplog.clear()
+        apply(pack, world, family, image=photo, insightface=analyser, image_negative=lab.images(1))
+        assert ("image_negative has no effect" in caplog.text) is told
+
+
 def test_missing_models_are_told_apart_from_a_missing_library(pack, world, comfy, monkeypatch, tmp_path):
     import folder_paths
 

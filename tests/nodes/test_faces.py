@@ -13,7 +13,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
 
 from support import lab, onnx_faces
 from support.onnx_faces import T1
@@ -116,15 +115,6 @@ def test_crop_is_aligned_and_in_the_pictures_colours(faces, analyser, photo, siz
     assert face.crop.shape == (size, size, 3)
     if margin == 0:
         assert (face.crop * 255 - torch.from_numpy(want)).abs().mean() < 0.1
-    assert torch.equal(faces.aligned_crop(photo, face.kps, size), face.crop)
-
-
-def test_square_crop_is_the_box_made_square(faces, analyser, photo):
-    face = faces.detect(photo, analyser)[1]  # 115 x 155 around (522.5, 342.5)
-    pixels = Image.fromarray((photo.numpy() * 255).astype(np.uint8)).crop((445, 265, 600, 420)).resize((336, 336), Image.Resampling.BICUBIC)
-    assert torch.equal(faces.square_crop(photo, face.bbox), torch.tensor(np.array(pixels)).float() / 255)
-    beyond = faces.square_crop(photo, torch.tensor([-50.0, 0.0, 50.0, 60.0]), 64)
-    assert beyond.shape == (64, 64, 3) and (beyond[:, :30] == 0).all()
 
 
 def test_first_largest_and_all(faces, analyser, photo):
