@@ -2,12 +2,12 @@
 
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from support import archive as registry_archive
 from support import lab
 
 if sys.version_info >= (3, 11):
@@ -20,15 +20,9 @@ FILES = {"CHANGELOG.md", "LICENSE", "README.md", "__init__.py", "pyproject.toml"
 FOLDERS = {"ipadapter_core", "locales", "nodes", "subgraphs", "web", "workflows"}
 
 
-def tracked(*options: str) -> set[str]:
-    out = subprocess.run(["git", "ls-files", "-z", *options], cwd=REPO, check=True, capture_output=True, text=True).stdout
-    return set(filter(None, out.split("\0")))
-
-
 @pytest.fixture(scope="module")
 def archive() -> set[str]:
-    """.comfyignore has the syntax of .gitignore, so git itself tells what it excludes."""
-    return tracked() - tracked("--cached", "--ignored", "--exclude-from=.comfyignore")
+    return registry_archive.names()
 
 
 def test_archive_holds_what_users_need_and_nothing_else(archive):
