@@ -16,7 +16,7 @@ from .host.applied import panels
 from .host.apply import weights_of
 from .host.files import adapter_names
 from .host.inspect import report
-from .host.preview import shown
+from .host.preview import shown, tell
 from .host.reference import check_mask
 
 PLOT_OUT = "The plot, to be saved or previewed elsewhere; the node shows it too."
@@ -118,7 +118,7 @@ class IPAdapterInspector:
     DESCRIPTION = "Says what an adapter file is, which models, image encoder and LoRA it needs, and whether they are here."
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("text",)
-    OUTPUT_TOOLTIPS = ("What was found, line by line. Connect it to Preview Any to read it.",)
+    OUTPUT_TOOLTIPS = ("What was found, line by line, for a Preview Any node; the node shows it too.",)
     FUNCTION = "inspect"
     CATEGORY = "ipadapter/look"
     OUTPUT_NODE = True
@@ -126,14 +126,15 @@ class IPAdapterInspector:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         file = "A file in models/ipadapter. Only its header is read, so large files are quick to look at too."
-        return {"required": {"ipadapter_file": (adapter_names(), {"tooltip": file})}}
+        return {"required": {"ipadapter_file": (adapter_names(), {"tooltip": file})}, "hidden": {"unique_id": "UNIQUE_ID"}}
 
     @classmethod
-    def IS_CHANGED(cls, ipadapter_file):
+    def IS_CHANGED(cls, ipadapter_file, unique_id=None):
         return float("nan")  # an encoder may have been put in place since
 
-    def inspect(self, ipadapter_file):
+    def inspect(self, ipadapter_file, unique_id=None):
         text = report(ipadapter_file)
+        tell(text, unique_id)
         return {"ui": {"text": [text]}, "result": (text,)}
 
 

@@ -29,17 +29,24 @@ def report(name: str) -> str:
     lines.append(f"image encoder: {_here(lambda: find_encoder(encoder), encoder.name)}" if encoder else "image encoder: none needed")
     if info.face:
         lines.append(f"face recogniser: {_here(lambda: _recogniser(info), 'insightface')}")
-        lines.append(f"LoRA: {_here(lambda: find_lora(info), 'inside the file' if info.lora else 'none needed')}")
+        lines.append(f"LoRA: {_lora(info)}")
     return "\n".join(lines)
 
 
-def _here(find: Callable[[], str | None], name: str) -> str:
+def _here(find: Callable[[], str], name: str) -> str:
     """`name` and the file that `find` finds for it, or the sentences it raises."""
     try:
-        path = find()
+        return f"{name}, here: {os.path.basename(find())}"
     except IPAdapterError as error:
         return f"{name}, MISSING. {error}"
-    return f"{name}, here: {os.path.basename(path)}" if path else name
+
+
+def _lora(info: Info) -> str:
+    try:
+        path = find_lora(info)
+    except IPAdapterError as error:
+        return f"MISSING. {error}"
+    return f"here: {os.path.basename(path)}" if path else "inside the file" if info.lora else "none needed"
 
 
 def _recogniser(info: Info) -> str:
