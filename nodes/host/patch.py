@@ -27,6 +27,7 @@ PLAN = "ipadapter_plan"  # {slot: (Application, Prepared, or None while its wind
 CONDS = "ipadapter_conds"  # the guider's ((name, conds), ...)
 NEGATIVE = "ipadapter_negative"  # for each list given to calc_cond_batch: is it a negative one?
 LAYOUTS = 4  # prepared layouts that an application keeps
+LAYOUT_BYTES = 256 << 20  # and what the others may hold beside the newest: one with K and V for each of many frames is large
 
 
 @dataclass
@@ -38,6 +39,11 @@ class Prepared:
     factor: dict[int, float]
     masks: dict[int, dict[int, Tensor]] | None  # t -> token count -> [b or 1, count or 1, 1]
     mask_for: Callable[[int, int], Tensor] | None
+
+    @property
+    def held(self) -> int:
+        """Bytes of K and V."""
+        return sum(part.nbytes for pair in self.kv.values() for part in pair)
 
     def add(self, out: Tensor, image: Tensor, layer: Layer) -> Tensor:
         if self.masks is None or self.mask_for is None:
@@ -89,8 +95,9 @@ class Application:
         prepared = self._layouts.get(key)
         if prepared is None:
             prepared = self._lay_out(negative, latents, shape, device, dtype)
-            while len(self._layouts) >= LAYOUTS:
-                self._layouts.pop(next(iter(self._layouts)), None)
+            kept = list(self._layouts.items())
+            while kept and (len(kept) >= LAYOUTS or sum(other.held for _, other in kept) > LAYOUT_BYTES):
+                self._layouts.pop(kept.pop(0)[0], None)
             self._layouts[key] = prepared
         return prepared
 

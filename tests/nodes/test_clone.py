@@ -191,6 +191,24 @@ def test_leaving_a_device_lets_go_of_what_was_laid_out_there(small):
     assert application.kv.rows.device.type == "cpu"
 
 
+def test_layouts_are_bound_in_number_and_in_bytes(small, monkeypatch):
+    """Each latent size has a layout of its own; with no room for two, the newest takes the other's place, and pictures stay as they are."""
+    from ipadapter_pack.nodes.host import patch
+
+    sizes = [(8, 8), (8, 16), (16, 8), (16, 16), (8, 24)]
+    want = [small.out(small.apply(), hw=hw) for hw in sizes]
+    for limit, most in ((1 << 30, patch.LAYOUTS), (0, 1)):
+        monkeypatch.setattr(patch, "LAYOUT_BYTES", limit)
+        model = small.apply()
+        ((_, application),) = next(iter(patches(model).values())).parts
+        got = []
+        for hw in sizes:
+            got.append(small.out(model, hw=hw))
+            assert 0 < len(application._layouts) <= most
+        assert len(application._layouts) == most
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
 def test_the_model_offers_its_patches_to_core(small):
     """ModelPatcher asks every patch for models() and moves them with to(); neither finds anything of the adapter's."""
     model = small.apply()
