@@ -80,7 +80,7 @@ def merge_tile_features(features: Tensor, k: int) -> Tensor:
     n = math.isqrt(features.shape[1] - 1)
     if n * n != features.shape[1] - 1:
         raise IPAdapterError(
-            f"Tiles cannot be merged: this CLIP vision encoder gives {features.shape[1]} tokens, which is not a square and a class token. "
+            f"Tiles cannot be merged: this image encoder gives {features.shape[1]} tokens, which is not a square and a class token. "
             "Set enhance_tiles to 1."
         )
     return torch.cat([tiles[:, :, :1].mean(1), _pool_grid(tiles[:, :, 1:].unflatten(2, (n, n)), k)], dim=1)

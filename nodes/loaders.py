@@ -24,7 +24,7 @@ PROVIDERS = ["CPU", "CUDA", "ROCM", "DirectML", "OpenVINO", "CoreML"]
 class IPAdapterModelLoader:
     DESCRIPTION = "Loads an adapter file from the models/ipadapter folder."
     RETURN_TYPES = ("IPADAPTER",)
-    OUTPUT_TOOLTIPS = ("The adapter. Nodes behind it need a CLIP vision model as well.",)
+    OUTPUT_TOOLTIPS = ("The adapter. Nodes behind it need its image encoder as well.",)
     FUNCTION = "load_ipadapter_model"
     CATEGORY = "ipadapter/loaders"
 

@@ -117,7 +117,7 @@ def negative_features(adapter: Adapter, clip_vision: Any, positive: Tensor, pixe
         return torch.zeros_like(positive)
     if clip_vision is None:
         raise IPAdapterError(
-            f"{adapter.name} needs an image encoder for its negative side: connect a CLIP vision model ({needed.file}) or a neg_embed."
+            f"{adapter.name} needs an image encoder for its negative side: connect Load CLIP Vision with {needed.file}, or a neg_embed."
         )
     check_encoder(needed, clip_vision, adapter.name)
     return encode_black(clip_vision, needed.feature, pixels)

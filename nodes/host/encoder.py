@@ -49,7 +49,7 @@ def wrong_encoder(needed: Encoder, width: int, adapter_name: str) -> IPAdapterEr
     name = _NAMES[needed.feature].get(width, "another model")
     return IPAdapterError(
         f"{adapter_name} needs the image encoder {needed.name} ({needed.width} wide), "
-        f"the connected CLIP vision model is {name} ({width} wide). "
+        f"the connected image encoder is {name} ({width} wide). "
         f"Load {needed.file} with Load CLIP Vision, or use the IPAdapter Unified Loader, which finds it."
     )
 
