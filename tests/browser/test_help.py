@@ -25,6 +25,10 @@ def test_help_page_opens_in_the_panel(editor, tmp_path):
     editor.page.get_by_test_id("info-button").click()
     panel = editor.page.locator(".node-help-content")
     panel.get_by_role("heading", name="When something goes wrong").wait_for(timeout=30_000)
+    panel.get_by_role("img").evaluate("picture => picture.decode()")
     editor.page.screenshot(path=tmp_path / "help.png")
+    picture = panel.get_by_role("img").evaluate("picture => [picture.alt, picture.naturalWidth, picture.getBoundingClientRect().width]")
+    assert picture[0].startswith("A graph: ") and picture[1] > 500
+    assert 100 < picture[2] <= panel.bounding_box()["width"]
     assert panel.get_by_role("row").filter(has=panel.page.get_by_role("cell", name="attn_mask", exact=True)).count() == 1
     assert "A picture as a prompt" in panel.inner_text()

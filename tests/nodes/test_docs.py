@@ -5,11 +5,15 @@ import re
 from pathlib import Path
 
 import pytest
+from help_graphs import GRAPHS
 
 REPO = Path(__file__).resolve().parents[2]
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in (REPO / "web" / "docs").glob("*.md")}
 LANGUAGES = ("zh", "ja", "ko", "de", "fr", "es")
 SECTIONS = ("Inputs", "Outputs", "Tips", "When something goes wrong")
+
+
+PICTURES = {path.name: path for path in (REPO / "web" / "docs" / "images").iterdir()}
 
 
 def inputs(cls) -> dict[str, tuple]:
@@ -105,6 +109,23 @@ def test_help_pages_name_nodes_by_their_titles(comfy, pack):
         for title in known:
             text = text.replace(title, "")
         assert not re.findall(r"IPAdapter [A-Z]\w+", text), node
+
+
+def test_pictures_on_help_pages_are_there_small_and_described():
+    shown = [picture for page in PAGES.values() for picture in re.findall(r"!\[([^\]]*)\]\(images/([^)]+)\)", page)]
+    assert {name for _, name in shown} == set(PICTURES)
+    assert [name for alt, name in shown if not sentence(alt)] == []
+    sizes = [path.stat().st_size for path in PICTURES.values()]
+    assert max(sizes) < 40_000 and sum(sizes) < 900_000
+
+
+def test_graphs_of_the_pictures_fit_the_nodes(pack):
+    """So that they can be made anew: a picture for each graph, and no widget or link that its node has not."""
+    assert {f"{name}.webp" for name in GRAPHS} | {"weight_types.webp"} == set(PICTURES)
+    for name, graph in GRAPHS.items():
+        for _, kind, values, *_ in graph.values():
+            if kind in pack:
+                assert set(values) <= set(inputs(pack[kind])), (name, kind)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
