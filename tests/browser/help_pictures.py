@@ -167,9 +167,9 @@ def shot(editor: Editor, name: str, graph: Graph) -> Image.Image:
 
 
 def weight_types() -> Image.Image:
-    """The weight of each weight type in each layer of SD1.5: the way in, the middle, the way out."""
+    """The weight of each weight type in each layer of SD1.5; bars of layers that push the picture away are hollow."""
     lab.load_module("ipadapter_core", REPO / "ipadapter_core")
-    from ipadapter_core.layers import WEIGHT_TYPES, layer_weights, layers
+    from ipadapter_core.layers import WEIGHT_TYPES, layer_weights, layers, swapped_ts
     from ipadapter_core.plot import BACKGROUND, COLOURS, DIM, TEXT
 
     places = sorted({(layer.t, layer.name) for layer in layers("SD1.5")})
@@ -183,7 +183,8 @@ def weight_types() -> Image.Image:
         bottom, weights = top + 90, layer_weights("SD1.5", kind, 1.0)
         for place, (t, block) in enumerate(places):
             x = left + place * (bar + 2)
-            draw.rectangle((x, bottom - 62 * weights.get(t, 0.0), x + bar - 1, bottom), colours[block])
+            fill = BACKGROUND if t in swapped_ts("SD1.5", kind) else colours[block]
+            draw.rectangle((x, bottom - 62 * weights.get(t, 0.0), x + bar - 1, bottom), fill, colours[block])
         draw.line((left, bottom, left + len(places) * (bar + 2) - 3, bottom), DIM)
     return out
 
