@@ -18,7 +18,8 @@ _BLOCKS = {"input": "in", "middle": "mid", "output": "out"}
 def panels(model: Any, steps: int, scheduler: str) -> list[Panel]:
     """The weight of every adapter on a model over layers, over the steps of a sampling, and over latents where it has one for each.
 
-    Over steps and latents it is that of the adapter's strongest layer. Raises IPAdapterError where there is no adapter.
+    Where a picture is on the negative side, the weight counts below 0, for it pushes away. Over steps and latents it is that of the
+    adapter's strongest layer. Raises IPAdapterError where there is no adapter.
     """
     base = base_of(model)
     applied = _applications(model)
@@ -30,8 +31,8 @@ def panels(model: Any, steps: int, scheduler: str) -> list[Panel]:
     places = sorted({(layer.t, f"{_BLOCKS[layer.name]} {layer.id}") for layer in layers(base)})
 
     def over_layers(application: Application) -> list[float]:
-        on = {layer.t for layer in application.layers.values()}
-        return [_mean(application.weights[t]) if t in on else 0.0 for t, _ in places]
+        on = {layer.t: -1 if layer.t in application.away else 1 for layer in application.layers.values()}
+        return [on[t] * _mean(application.weights[t]) if t in on else 0.0 for t, _ in places]
 
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)[:steps].tolist()
     by_layer = {slot: over_layers(application) for slot, application in applied.items()}

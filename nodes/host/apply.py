@@ -200,8 +200,8 @@ def apply_features(
         key = (*key, digest(text_projection.weight), weight_kolors)
     kv = adapter.kv(tuple(numbered), heads, compute_dtype(model.model), key, tokens)
     window = _window(model, settings)
-    scaling, mask = settings.embeds_scaling, settings.mask
-    add_application(work, Application(kv, negatives, chosen, weights, scaling, window, mask, settings.per_latent, adapter.name))
+    scaling, mask, per_latent = settings.embeds_scaling, settings.mask, settings.per_latent
+    add_application(work, Application(kv, negatives, chosen, weights, scaling, window, mask, per_latent, adapter.name, swapped))
     return work
 
 

@@ -61,7 +61,8 @@ class Application:
 
     kv.rows: the `negatives` sets of tokens of the negative side, then the positive side's; one of each, or one for
     every latent where `per_latent` (the last of a side repeats). weights: t -> weight. window: (sigma_start, sigma_end),
-    None for all of the sampling. mask [n, H, W]. name: of the adapter, for people to read.
+    None for all of the sampling. mask [n, H, W]. For people to see: the adapter's name,
+    and `away`, the t where the picture is on the negative side.
     """
 
     kv: KV
@@ -73,6 +74,7 @@ class Application:
     mask: Tensor | None
     per_latent: bool
     name: str = ""
+    away: frozenset[int] = frozenset()
     _layouts: dict[Any, Prepared] = field(default_factory=dict, repr=False)
 
     def __deepcopy__(self, memo: dict) -> Application:

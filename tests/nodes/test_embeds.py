@@ -197,7 +197,8 @@ def test_one_embed_for_each_latent(small, encoded):
 def test_embeds_of_different_shapes(pack):
     node = pack["IPAdapterCombineEmbeds"]()
     text = sentence(node.batch, torch.zeros(1, 257, 1280), "average", torch.zeros(1, 1024))
-    assert text == "These embeds come from different encoders or adapters, or were encoded at other sizes, and cannot be combined: [257, 1280], [1024]."
+    told = "These embeds come from different encoders or adapters, or were encoded at other sizes, and cannot be combined: "
+    assert text == f"{told}[257, 1280], [1024]."
 
 
 def test_max_and_min_and_missing_inputs(pack):

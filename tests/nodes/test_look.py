@@ -89,6 +89,14 @@ def test_the_plot_of_a_model_has_the_weights_of_its_layers(small):
     assert [max(series.values, key=abs) for series in over_steps.series] == [pytest.approx(max(expected[0].values())), -0.5]
 
 
+def test_layers_that_push_the_picture_away_are_below_zero(small):
+    """The precise types put the picture on the negative side there (transformers 4 and 5 of SD1.5 hold the composition)."""
+    (bars,) = panels(small.apply(weight=0.8, weight_type="style transfer precise"))[0].series
+    weights = layer_weights("SD1.5", "style transfer precise", 0.8)
+    assert {t for t, value in enumerate(bars.values) if value < 0} == {4, 5}
+    assert list(bars.values) == [weights.get(t, 0.0) * (-1 if t in (4, 5) else 1) for t in range(16)]
+
+
 @pytest.mark.parametrize(("scheduler", "steps"), [("normal", 20), ("karras", 12)])
 def test_the_plot_of_the_steps_is_where_the_sampler_has_the_adapter_on(small, scheduler, steps, monkeypatch):
     """Watched while sampling: whether the window is open in each step, by the sigma of the step."""
