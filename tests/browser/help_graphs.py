@@ -111,7 +111,7 @@ GRAPHS: dict[str, Graph] = {
     "IPAdapterLoadEmbeds": {
         **CHECKPOINT,
         "loader": unified(),
-        "load": (0, "IPAdapterLoadEmbeds", {"embeds": "lighthouse_00001_.ipadpt"}),
+        "load": (0, "IPAdapterLoadEmbeds", {"embeds": "lighthouse_00001.ipadpt"}, (320, 0)),
         "apply": applied("IPAdapterEmbeds", image=None, pos_embed="@load.EMBEDS"),
         "sampler": sampler(),
     },
@@ -170,7 +170,7 @@ GRAPHS: dict[str, Graph] = {
     "IPAdapterLoadFaceEmbeds": {
         **CHECKPOINT,
         "loader": unified(0, "FaceID", "FACEID PLUS V2"),
-        "load": (0, "IPAdapterLoadFaceEmbeds", {"face_embeds": "portrait_00001_.ipafaces"}),
+        "load": (0, "IPAdapterLoadFaceEmbeds", {"face_embeds": "portrait_00001.faces.safetensors"}, (350, 0)),
         "apply": applied("IPAdapterApplyFaceEmbeds", model="@loader.MODEL", image=None, face_embeds="@load.face_embeds"),
         "sampler": sampler(),
     },

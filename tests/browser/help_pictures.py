@@ -57,6 +57,11 @@ BUILD = """nodes => {
 }"""
 LOADED = """([nodes, types]) => Object.entries(nodes).every(
     ([name, [, type]]) => !types.includes(type) || window.made[name].imgs?.[0]?.naturalWidth)"""
+RUN_IT = """async () => {
+    await window.app.queuePrompt(0)
+    for (let queue; !queue || queue.queue_running.length || queue.queue_pending.length; queue = await (await fetch("/queue")).json())
+        await new Promise(resolve => setTimeout(resolve, 200))
+}"""
 SHOWING = ("PreviewImage", "IPAdapterReferenceView", "IPAdapterPlotModel", "IPAdapterPlotWeights")
 LAY_OUT = """([nodes, ours]) => {
     const gap = [60, 60], columns = {}
@@ -157,8 +162,8 @@ def shot(editor: Editor, name: str, graph: Graph) -> Image.Image:
     page.evaluate(LAY_OUT, [graph, []])
     page.wait_for_function(LOADED, arg=[graph, ["LoadImage", "LoadImageMask"]])
     if name in RUN:
-        page.evaluate("window.app.queuePrompt(0)")
-        page.wait_for_function(LOADED, arg=[graph, SHOWING], timeout=120_000)
+        page.evaluate(RUN_IT)
+        page.wait_for_function(LOADED, arg=[graph, SHOWING])
     page.wait_for_timeout(500)  # nodes grow with their pictures
     width, height = page.evaluate(LAY_OUT, [graph, pages_with(name)])
     page.set_viewport_size({"width": math.ceil(width), "height": math.ceil(height)})
