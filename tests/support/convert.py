@@ -80,8 +80,19 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
     return Workflow(workflow, object_info).prompt() if "nodes" in workflow else workflow
 
 
+def only(prompt: Prompt, ends: set[str]) -> Prompt:
+    """The nodes of `ends` (keys) and all that they need."""
+    kept, todo = {}, list(ends)
+    while todo:
+        key = todo.pop()
+        if key not in kept:
+            kept[key] = prompt[key]
+            todo += [value[0] for value in prompt[key]["inputs"].values() if isinstance(value, list)]
+    return kept
+
+
 def without_adapters(prompt: Prompt, adapter_nodes: set[str]) -> Prompt:
-    """The same prompt with every node of `adapter_nodes` that patches a model seen through: its `model` goes on unpatched."""
+    """What the nodes outside `adapter_nodes` end in, with every node of those that patches a model seen through: its `model` goes on."""
 
     def resolve(value: Any) -> Any:
         while isinstance(value, list):
@@ -94,4 +105,5 @@ def without_adapters(prompt: Prompt, adapter_nodes: set[str]) -> Prompt:
     kept = {}
     for key, node in prompt.items():
         kept[key] = {**node, "inputs": {name: resolve(value) for name, value in node["inputs"].items()}}
-    return {key: node for key, node in kept.items() if node["class_type"] not in adapter_nodes}
+    used = {value[0] for node in kept.values() for value in node["inputs"].values() if isinstance(value, list)}
+    return only(kept, {key for key, node in kept.items() if key not in used and node["class_type"] not in adapter_nodes})

@@ -1,10 +1,12 @@
 """ComfyUI's own editor in a real Chromium, driven with Playwright."""
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 ARGUMENTS = [
@@ -13,6 +15,28 @@ ARGUMENTS = [
 ]  # fmt: skip
 READY = "!!(window.LiteGraph?.registered_node_types?.KSampler && window.app?.extensionManager?.workflow?.activeWorkflow)"
 OPENED = "([file, api]) => api ? window.app.loadApiJson(file, 'workflow') : window.app.loadGraphData(file)"
+SERIALIZED = "JSON.parse(JSON.stringify(window.app.graph.serialize()))"
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Minimap.Visible": False,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # texts are drawn at any zoom
+}
+PICTURES_SHOWN = "window.app.graph.nodes.every(node => node.type !== 'LoadImage' || node.imgs?.length)"
+BOUNDS = """() => {
+    window.app.extensionManager.focusMode = true  // no side bar, no menu
+    const boxes = [...window.app.graph.nodes, ...window.app.graph.groups].map(item => Array.from(item.boundingRect))
+    const [left, top] = [0, 1].map(i => Math.min(...boxes.map(box => box[i])))
+    return [left, top, ...[left, top].map((start, i) => Math.max(...boxes.map(box => box[i] + box[i + 2])) - start)]
+}"""
+SHOWN_AT = """([left, top, scale]) => {
+    Object.assign(window.app.canvas.ds, { scale, offset: [-left, -top] })
+    window.app.canvas.setDirty(true, true)
+    const canvas = window.app.canvas.canvas.getBoundingClientRect()
+    return [canvas.left, canvas.top]
+}"""
+MARGIN = 30  # around the graph on its picture
+SHARPNESS = 3  # a picture is taken so many times larger and scaled down
 
 Workflow = dict[str, Any]
 
@@ -32,7 +56,7 @@ class Editor:
 
     def open(self) -> None:
         """Load the editor, past the tour of a first visit, and wait until it has opened the workflow that it starts with."""
-        self.page.request.post(f"{self.url}/settings", data={"Comfy.TutorialCompleted": True})
+        self.page.request.post(f"{self.url}/settings", data=SETTINGS)
         self.page.goto(self.url)
         self.page.wait_for_function(READY, timeout=120_000)
 
@@ -43,7 +67,29 @@ class Editor:
     def load(self, workflow: Workflow) -> Workflow:
         """Open a workflow file of either format; returns the graph as the editor would save it."""
         self.page.evaluate(OPENED, [workflow, "nodes" not in workflow])
-        return self.page.evaluate("window.app.graph.serialize()")
+        return self.saved()
+
+    def saved(self) -> Workflow:
+        """The open graph as the editor would save it."""
+        return self.page.evaluate(SERIALIZED)
+
+    def complaints(self) -> list[str]:
+        """What dialogs and alerts say, such as missing nodes, missing models or an invalid file."""
+        return self.page.locator(".p-dialog, .p-toast-message-warn, .p-toast-message-error").all_inner_texts()
+
+    def picture(self, width: int) -> Image.Image:
+        """The open graph as the editor draws it, whole, without menus."""
+        self.page.wait_for_function(PICTURES_SHOWN)
+        left, top, wide, high = self.page.evaluate(BOUNDS)
+        wide, high = wide + 2 * MARGIN, high + 2 * MARGIN
+        scale = SHARPNESS * width / wide
+        size = {"width": SHARPNESS * width, "height": round(high * scale)}
+        self.page.set_viewport_size({side: pixels + 200 for side, pixels in size.items()})
+        self.page.wait_for_timeout(300)  # the canvas follows the window
+        x, y = self.page.evaluate(SHOWN_AT, [left - MARGIN, top - MARGIN, scale])
+        self.page.wait_for_timeout(700)  # two slow frames: the canvas, then the text fields above it
+        shot = Image.open(io.BytesIO(self.page.screenshot(clip={"x": x, "y": y, **size})))
+        return shot.convert("RGB").resize((width, size["height"] // SHARPNESS), Image.Resampling.LANCZOS)
 
     def unknown_types(self, workflow: Workflow) -> list[str]:
         """Node types of the file that the editor has no node for."""
@@ -82,6 +128,18 @@ def differences(file: Workflow, opened: Workflow) -> list[str]:
             got = now[place] if (place in now if isinstance(now, dict) else place < len(now)) else "nothing"
             if not same(value, got):
                 found.append(f"value lost: node {node['id']} ({node['type']}) widget {place} was {value!r}, now {got!r}")
+    return found
+
+
+def changes(file: Workflow, opened: Workflow) -> list[str]:
+    """Every difference between a file and the graph that the editor made of it; the view and the list of models are no part of that."""
+    parts = ("version", "config", "last_node_id", "last_link_id", "links", "groups", "definitions")
+    found = [f"{part}: was {file.get(part)}, now {opened.get(part)}" for part in parts if file.get(part) != opened.get(part)]
+    before, now = ({node["id"]: node for node in workflow["nodes"]} for workflow in (file, opened))
+    for key in before.keys() | now.keys():
+        old, new = before.get(key, {}), now.get(key, {})
+        names = [name for name in old.keys() | new.keys() if old.get(name) != new.get(name)]
+        found += [f"node {key} {name}: was {old.get(name)!r}, now {new.get(name)!r}" for name in sorted(names)]
     return found
 
 

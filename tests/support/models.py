@@ -26,7 +26,8 @@ ENCODER_SHAPES = {  # name contains -> hidden width, projection, input size
     "": (1280, 1024, 224),
 }
 ADAPTER_FAMILIES = (  # pattern of the published name -> family of synth.adapter; the first that is found
-    (r"kolors|plus_general", "kolors_plus"),
+    (r"[Kk]olors.*FaceID", "kolors_faceid_plus"),
+    (r"[Kk]olors|plus_general", "kolors_plus"),
     (r"portrait.*unnorm", "portrait_unnorm"),
     (r"portrait", "portrait"),
     (r"faceid[-_]plus", "faceid_plus"),
@@ -89,6 +90,8 @@ def checkpoint(path: Path, pack) -> None:
     config = narrow({**lab.CONF[arch], "model_channels": pack.WIDTH, "dtype": torch.float16})
     config.set_inference_dtype(torch.float16, None)
     unet = config.get_model({}, "")
+    if "kolors" in path.name.lower():  # a stand-in for Kolors, which ComfyUI cannot load: SDXL's layout with Kolors' text projection
+        unet.diffusion_model.encoder_hid_proj = torch.nn.Linear(4096, 2048, dtype=torch.float16)
     fill(unet.diffusion_model, 1)
     clip = comfy.sd.CLIP(config.clip_target({}))
     fill(clip.cond_stage_model, 2)

@@ -10,12 +10,15 @@ LOADERS = {  # node -> (input, models folder)
     "CheckpointLoaderSimple": ("ckpt_name", "checkpoints"),
     "CLIPVisionLoader": ("clip_name", "clip_vision"),
     "IPAdapterInsightFaceLoader": ("model_name", "insightface/models"),
+    "IPAdapterInspector": ("ipadapter_file", "ipadapter"),
     "IPAdapterModelLoader": ("ipadapter_file", "ipadapter"),
+    "IPAdapterModelLoaderAdvanced": ("ipadapter_file", "ipadapter"),
     "LoraLoader": ("lora_name", "loras"),
     "LoraLoaderModelOnly": ("lora_name", "loras"),
     "VAELoader": ("vae_name", "vae"),
 }
 PICTURES = {"LoadImage": "image", "LoadImageMask": "image"}
+SAVED = {"IPAdapterLoadEmbeds": "embeds", "IPAdapterLoadFaceEmbeds": "face_embeds"}
 VIT_H, VIT_G = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", "CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors"
 VIT_L_336 = "clip-vit-large-patch14-336.safetensors"
 PRESETS = {  # start of a unified loader's preset -> published files for SD 1.5 and SDXL ("" where there is none), encoder
@@ -35,6 +38,7 @@ PRESETS = {  # start of a unified loader's preset -> published files for SD 1.5 
     "Kolors": ("", "Kolors-IP-Adapter-Plus.bin", VIT_L_336),
 }
 WITH_LORA = ("FACEID", "FACEID PLUS", "FACEID PLUS V2")
+KOLORS_FACE = ("ipadapter/Kolors-IP-Adapter-FaceID-Plus.bin", f"clip_vision/{VIT_L_336}", "insightface/models/antelopev2")
 
 
 def is_sdxl(name: str) -> bool:
@@ -49,12 +53,15 @@ def models(prompt: Prompt) -> list[str]:
         if node["class_type"] in LOADERS:
             name, folder = LOADERS[node["class_type"]]
             found.append(f"{folder}/{node['inputs'][name]}")
-    sdxl = any(is_sdxl(name) for name in found if name.startswith("checkpoints/"))
+    checkpoints = [name for name in found if name.startswith("checkpoints/")]
+    sdxl = any(is_sdxl(name) for name in checkpoints)
     for node in prompt.values():
-        if node["class_type"].startswith("IPAdapterUnifiedLoader"):
+        face = node["class_type"] == "IPAdapterUnifiedLoaderFaceID"
+        if face and any("kolors" in name.lower() for name in checkpoints):
+            found.extend(KOLORS_FACE)
+        elif node["class_type"].startswith("IPAdapterUnifiedLoader"):
             found.extend(_preset_files(node["inputs"]["preset"], sdxl))
-        if node["class_type"] == "IPAdapterUnifiedLoaderFaceID":
-            found.append("insightface/models/buffalo_l")
+            found.extend(["insightface/models/buffalo_l"] if face else [])
     return sorted(set(found))
 
 
@@ -70,5 +77,14 @@ def _preset_files(preset: str, sdxl: bool) -> Iterable[str]:
 
 
 def pictures(prompt: Prompt) -> list[str]:
-    """The files under input/ that the prompt names."""
-    return sorted({node["inputs"][PICTURES[node["class_type"]]] for node in prompt.values() if node["class_type"] in PICTURES})
+    """The pictures under input/ that the prompt names."""
+    return _named(prompt, PICTURES)
+
+
+def saved(prompt: Prompt) -> list[str]:
+    """The saved embeds and faces under input/ that the prompt names."""
+    return _named(prompt, SAVED)
+
+
+def _named(prompt: Prompt, inputs: dict[str, str]) -> list[str]:
+    return sorted({node["inputs"][inputs[node["class_type"]]] for node in prompt.values() if node["class_type"] in inputs})

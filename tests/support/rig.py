@@ -18,11 +18,12 @@ SUPPORT = Path(__file__).resolve().parent
 REPO = SUPPORT.parents[1]
 CACHE = REPO / ".cache"
 PACK = "ipadapter-image-prompts"
+SAVERS = {".ipadpt": "embeds_save.json", ".safetensors": "face_embeds.json"}  # the workflow whose node writes such files
 
 
 def adapter_nodes() -> set[str]:
-    """The ids of the established nodes."""
-    return set(json.loads((SUPPORT / "nodes.json").read_text())) | {"IPAdapterApply"}
+    """The ids of the pack's nodes: each has its help page."""
+    return {page.stem for page in (REPO / "web" / "docs").glob("*.md")}
 
 
 class Rig:
@@ -50,16 +51,28 @@ class Rig:
         self.provide(prompt)
         return prompt
 
-    def provide(self, prompt: convert.Prompt) -> None:
-        """Make the random models and stand-in pictures that the prompt names and that are not there yet."""
-        for name in needs.pictures(prompt):
+    def provide(self, *prompts: convert.Prompt) -> None:
+        """Make the random models, stand-in pictures and saved references that the prompts name and that are not there yet."""
+        for name in sorted({name for prompt in prompts for name in needs.pictures(prompt)}):
             picture = self.base / "input" / name
             if not picture.exists():
                 picture.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(self.comfy / "input" / "example.png", picture)
-        missing = [name for name in needs.models(prompt) if not (self.models / name).exists()]
+        missing = {name for prompt in prompts for name in needs.models(prompt) if not (self.models / name).exists()}
         if missing and not self.real:
-            make_models(self.python, self.comfy, self.models, missing)
+            make_models(self.python, self.comfy, self.models, sorted(missing))
+        for name in sorted({name for prompt in prompts for name in needs.saved(prompt)}):
+            if not (self.base / "input" / name).exists():
+                self.save(name)
+
+    def save(self, name: str) -> None:
+        """Put a file of saved embeds or faces into input/: one that the pack's own example has written to output/."""
+        written = self.base / "output" / name
+        if not written.exists():
+            prompt = self.prompt(REPO / "workflows" / SAVERS[written.suffix])
+            ends = {key for key, node in prompt.items() if node["class_type"].startswith("IPAdapterSave")}
+            self.server.wait(self.server.queue(convert.only(prompt, ends)))
+        shutil.copy(written, self.base / "input" / name)
 
 
 def make_models(python: str, comfy: Path, folder: Path, names: list[str]) -> None:

@@ -143,5 +143,7 @@ class Server:
         return self.pictures(self.wait(self.queue(prompt), seconds, tick))
 
     def pictures(self, entry: dict[str, Any]) -> list[bytes]:
+        """The saved pictures of a finished prompt in the order of their nodes; those that were only shown where none was saved."""
         found = [image for _, output in sorted(entry["outputs"].items()) for image in output.get("images", [])]
-        return [self.get_bytes("/view?" + urllib.parse.urlencode(image)) for image in found]
+        saved = [image for image in found if image["type"] == "output"]
+        return [self.get_bytes("/view?" + urllib.parse.urlencode(image)) for image in saved or found]

@@ -101,6 +101,11 @@ def image_proj(family, ctx):
         linear(sd, "proj.2", ctx * 4, 1024)
         norm(sd, "norm", ctx)
         resampler(sd, "perceiver_resampler.", ctx, ctx, 1280, ctx // 64, queries=0)
+    elif family == "kolors_faceid_plus":
+        linear(sd, "proj.0", 1024, 512)
+        linear(sd, "proj.2", 6 * 4096, 1024)
+        norm(sd, "norm", 4096)
+        resampler(sd, "perceiver_resampler.", 4096, 4096, 1024, 64, depth=1, queries=0)
     elif family == "portrait_unnorm":
         resampler(sd, "", 1280, ctx, 512, 20)
     elif family == "kolors_plus":

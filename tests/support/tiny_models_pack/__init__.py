@@ -92,6 +92,8 @@ class NarrowSDXL(comfy.supported_models.SDXL):
 
     def get_model(self, state_dict, prefix="", device=None):
         model = super().get_model(state_dict, prefix, device)
+        if f"{prefix}encoder_hid_proj.weight" in state_dict:  # Kolors' text projection, as Kolors loaders keep it
+            model.diffusion_model.encoder_hid_proj = torch.nn.Linear(4096, 2048, dtype=model.get_dtype(), device=device)
         tame(model.diffusion_model)
         return model
 
