@@ -172,7 +172,7 @@ def shot(editor: Editor, name: str, graph: Graph) -> Image.Image:
 
 
 def weight_types() -> Image.Image:
-    """The weight of each weight type in each layer of SD1.5; bars of layers that push the picture away are hollow."""
+    """The weight of each weight type in each layer of SD1.5; layers that push the picture away have theirs below 0."""
     lab.load_module("ipadapter_core", REPO / "ipadapter_core")
     from ipadapter_core.layers import WEIGHT_TYPES, layer_weights, layers, swapped_ts
     from ipadapter_core.plot import BACKGROUND, COLOURS, DIM, TEXT
@@ -180,7 +180,7 @@ def weight_types() -> Image.Image:
     places = sorted({(layer.t, layer.name) for layer in layers("SD1.5")})
     colours: dict[str, tuple[int, int, int]] = dict(zip(("input", "output", "middle"), COLOURS, strict=False))
     width, height, columns, bar = 284, 108, 3, 14
-    out = Image.new("RGB", (width * columns, height * -(-len(WEIGHT_TYPES) // columns)), BACKGROUND)
+    out = Image.new("RGB", (width * columns, height * -(-len(WEIGHT_TYPES) // columns) + 66), BACKGROUND)
     draw = ImageDraw.Draw(out)
     for i, kind in enumerate(WEIGHT_TYPES):
         left, top = i % columns * width + 20, i // columns * height + 10
@@ -188,8 +188,8 @@ def weight_types() -> Image.Image:
         bottom, weights = top + 90, layer_weights("SD1.5", kind, 1.0)
         for place, (t, block) in enumerate(places):
             x = left + place * (bar + 2)
-            fill = BACKGROUND if t in swapped_ts("SD1.5", kind) else colours[block]
-            draw.rectangle((x, bottom - 62 * weights.get(t, 0.0), x + bar - 1, bottom), fill, colours[block])
+            end = bottom - 62 * weights.get(t, 0.0) * (-1 if t in swapped_ts("SD1.5", kind) else 1)
+            draw.rectangle((x, min(bottom, end), x + bar - 1, max(bottom, end)), colours[block])
         draw.line((left, bottom, left + len(places) * (bar + 2) - 3, bottom), DIM)
     return out
 
