@@ -29,12 +29,16 @@ def packed(folder: str, suffix: str) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
+def zipped(tmp_path_factory) -> Path:
+    return archive.make(tmp_path_factory.mktemp("packed"))
+
+
+@pytest.fixture(scope="module")
+def base(zipped, tmp_path_factory) -> Path:
     """The base folder of a ComfyUI that has only the unpacked archive in it."""
     folder = tmp_path_factory.mktemp("fresh")
-    archive.make(folder.parent / "node.zip")
-    with zipfile.ZipFile(folder.parent / "node.zip") as zipped:
-        zipped.extractall(folder / "custom_nodes" / PACK)
+    with zipfile.ZipFile(zipped) as files:
+        files.extractall(folder / "custom_nodes" / PACK)
     return folder
 
 
@@ -62,6 +66,11 @@ def first_run(base, server, comfy_root) -> dict:
     if missing:
         make_models(sys.executable, comfy_root, CACHE / "models", missing)
     return server.wait(server.queue(prompt))
+
+
+def test_comfy_cli_packs_what_comfyignore_leaves(zipped):
+    with zipfile.ZipFile(zipped) as files:
+        assert set(files.namelist()) == archive.names()
 
 
 def test_the_first_example_makes_a_picture(first_run, base, server):

@@ -1,7 +1,9 @@
 """The archive that the Comfy registry gives out, made of the files as they lie in the working tree."""
 
+import os
+import shutil
 import subprocess
-import zipfile
+import sys
 from pathlib import Path
 
 from support.rig import REPO
@@ -18,7 +20,16 @@ def names() -> set[str]:
     return tracked() - tracked("--cached", "--ignored", "--exclude-from=.comfyignore")
 
 
-def make(archive: Path) -> None:
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
-        for name in sorted(names()):
-            zipped.write(REPO / name, name)
+def make(folder: Path) -> Path:
+    """The archive as `comfy node pack` makes it, of a copy of the tracked files in `folder`, which is its home too."""
+    source = folder / "source"
+    for name in tracked():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPO / name, source / name)
+    environment = {**os.environ, "HOME": str(folder), "USERPROFILE": str(folder)}
+    comfy = [sys.executable, "-m", "comfy_cli", "--skip-prompt", "--no-enable-telemetry", "node", "pack"]
+    for command in (["git", "init", "-q"], ["git", "add", "--all"], comfy):
+        run = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True)
+        if run.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed: {run.stdout[-2000:]}{run.stderr[-2000:]}")
+    return source / "node.zip"
