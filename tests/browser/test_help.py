@@ -2,7 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
+from help_graphs import GRAPHS
+from help_pictures import BUILD, PICTURES, shot
+from PIL import Image
 
 from support.editor import Editor, chromium
 from support.rig import REPO
@@ -32,3 +36,16 @@ def test_help_page_opens_in_the_panel(editor, tmp_path):
     assert 100 < picture[2] <= panel.bounding_box()["width"]
     assert panel.get_by_role("row").filter(has=panel.page.get_by_role("cell", name="attn_mask", exact=True)).count() == 1
     assert "A picture as a prompt" in panel.inner_text()
+
+
+def test_pictures_can_be_made_anew(editor):
+    """Every graph can be built, and one that runs looks as on its page but for what fonts differ."""
+    editor.open()
+    for graph in GRAPHS.values():
+        editor.page.evaluate(BUILD, graph)
+    editor.page.evaluate("window.app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
+    made = shot(editor, "IPAdapterPlotWeights", GRAPHS["IPAdapterPlotWeights"])
+    page = Image.open(PICTURES / "IPAdapterPlotWeights.webp")
+    assert abs(made.width / made.height - page.width / page.height) < 0.1
+    there, here = (np.asarray(image.convert("L").resize((86, 43)), dtype=float) for image in (page, made))
+    assert np.corrcoef(there.flat, here.flat)[0, 1] > 0.8
