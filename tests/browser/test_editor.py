@@ -5,13 +5,21 @@ import json
 import pytest
 from check_workflows import check
 
-from support.convert import to_prompt
+from support.convert import inputs_of, to_prompt
 from support.editor import PICTURES_SHOWN, Editor, changes, chromium
 from support.rig import REPO
 
 WORKFLOWS = sorted((REPO / "workflows").glob("*.json"))
 SIMPLE = REPO / "workflows" / "simple.json"
 SHOWN = "id => window.app.graph.getNodeById(id).imgs?.[0]?.naturalWidth"
+
+
+def known(prompt, info):
+    """The prompt without what the editor adds for itself: PreviewAny's text field is no input of the node."""
+    return {
+        key: {**node, "inputs": {name: value for name, value in node["inputs"].items() if name in inputs_of(info[node["class_type"]])}}
+        for key, node in prompt.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +57,7 @@ def test_workflow_is_opened_and_saved_without_a_difference(path, rig, editor):
     editor.page.wait_for_function(PICTURES_SHOWN)
     assert changes(workflow, editor.saved()) == []
     assert editor.complaints() == []
-    assert editor.prompt() == to_prompt(workflow, rig.info)
+    assert known(editor.prompt(), rig.info) == to_prompt(workflow, rig.info)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)

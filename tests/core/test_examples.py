@@ -1,0 +1,150 @@
+"""Each file in workflows/: the published schema, a clean layout, a note, a thumbnail, the addresses of all models."""
+
+import json
+import re
+import sys
+from itertools import combinations
+
+import jsonschema
+import pytest
+from ipadapter_core import published
+from PIL import Image
+
+from support.needs import PICTURES
+from support.rig import PACK, REPO, SUPPORT, adapter_nodes
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
+
+FILES = sorted((REPO / "workflows").glob("*.json"))
+WORKFLOWS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FILES}
+SCHEMA = jsonschema.Draft202012Validator(json.loads((SUPPORT / "workflow.schema.json").read_text()))
+VERSION = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+NOTES = ("Note", "MarkdownNote")
+TITLE = 30  # pixels of a node's title, which stands above its position
+OTHERS = {  # files that are not in the pack's own table
+    "v1-5-pruned-emaonly-fp16.safetensors": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{}",
+    "sd_xl_base_1.0.safetensors": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/{}",
+    "diffusion_pytorch_model.fp16.safetensors": "https://huggingface.co/Kwai-Kolors/Kolors/resolve/main/unet/{}",
+    "buffalo_l.zip": "https://github.com/deepinsight/insightface/releases/download/v0.7/{}",
+}
+
+every_example = pytest.mark.parametrize("name", WORKFLOWS)
+
+
+def box(node):
+    (x, y), (wide, high) = node["pos"], node["size"]
+    return x, y - TITLE, x + wide, y + high
+
+
+def frame(group):
+    x, y, wide, high = group["bounding"]
+    return x, y, x + wide, y + high
+
+
+def overlap(a, b):
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def inside(a, b):
+    return b[0] <= a[0] and b[1] <= a[1] and a[2] <= b[2] and a[3] <= b[3]
+
+
+def notes(workflow):
+    return [node for node in workflow["nodes"] if node["type"] in NOTES]
+
+
+def test_there_are_enough_and_every_node_of_the_pack_is_in_one():
+    assert len(FILES) >= 18
+    assert adapter_nodes() <= {node["type"] for workflow in WORKFLOWS.values() for node in workflow["nodes"]}
+
+
+@every_example
+def test_schema(name):
+    assert [f"{list(error.absolute_path)}: {error.message}" for error in SCHEMA.iter_errors(WORKFLOWS[name])] == []
+
+
+def test_the_schema_is_no_rubber_stamp():
+    good = WORKFLOWS["simple"]
+    node, *others = good["nodes"]
+    for bad in (
+        {**good, "version": 0.3},
+        {**good, "nodes": [{**node, "pos": [1]}, *others]},
+        {**good, "nodes": [{**node, "properties": {**node["properties"], "ver": "newest"}}, *others]},
+        {**good, "links": [good["links"][0][:5]]},
+        {**good, "models": [{"name": "a.safetensors"}]},
+    ):
+        assert not SCHEMA.is_valid(bad)
+
+
+@every_example
+def test_nothing_overlaps_and_links_run_from_left_to_right(name):
+    workflow = WORKFLOWS[name]
+    boxes, frames = {node["id"]: box(node) for node in workflow["nodes"]}, [frame(group) for group in workflow["groups"]]
+    assert [pair for pair in combinations(boxes, 2) if overlap(boxes[pair[0]], boxes[pair[1]])] == []
+    assert [pair for pair in combinations(frames, 2) if overlap(*pair)] == []
+    outside = {node["id"] for node in notes(workflow)}
+    for key, place in boxes.items():
+        touched = [one for one in frames if overlap(place, one)]
+        assert touched == [] if key in outside else len(touched) == 1 and inside(place, touched[0])
+    assert [link for link in workflow["links"] if boxes[link[1]][0] >= boxes[link[3]][0]] == []
+    assert all(re.match(r"\d[ab]? \w", group["title"]) for group in workflow["groups"])
+
+
+@every_example
+def test_a_note_explains_it(name):
+    (note,) = notes(WORKFLOWS[name])
+    (text,) = note["widgets_values"]
+    assert text.startswith("# ") and "**Try next**" in text and "**You need**" in text and len(text) > 500
+    examples = set(re.findall(r"\*([a-z]+(?:_[a-z0-9]+)+)\*", text))
+    assert examples <= set(WORKFLOWS), "the examples that it names are there"
+
+
+@every_example
+def test_nodes_say_what_pack_they_are_of(name):
+    for node in WORKFLOWS[name]["nodes"]:
+        ours = node["type"] in adapter_nodes()
+        assert node["properties"]["Node name for S&R"] == node["type"]
+        assert node["properties"]["cnr_id"] == (PACK if ours else "comfy-core")
+        assert node["properties"]["ver"] == (VERSION if ours else "0.3.75")
+
+
+@every_example
+def test_loaders_have_the_published_addresses_and_the_note_links_them(name):
+    workflow = WORKFLOWS[name]
+    rows = {row.name: row for row in published.FILES}
+    text = notes(workflow)[0]["widgets_values"][0]
+    listed = list(workflow.get("models", []))
+    for node in workflow["nodes"]:
+        models = node["properties"].get("models", [])
+        if re.search(r"Loader(?!Model)|Inspector", node["type"]) and node["type"] not in PICTURES:
+            assert models, f"{node['type']} has no address"
+        listed += models
+    for model in listed:
+        row = rows.get(model["name"])
+        assert model["url"] == (row.url if row else OTHERS[model["name"]].format(model["name"]))
+        assert not row or model["directory"] == row.folder
+        assert model["url"] in text or model["name"] in text
+
+
+@every_example
+def test_the_editor_offers_what_the_unified_loaders_take(name):
+    """Their widgets name no file, so the editor looks for their files in the workflow's own list. It downloads no .bin."""
+    workflow = WORKFLOWS[name]
+    unified = [node for node in workflow["nodes"] if node["type"].startswith("IPAdapterUnifiedLoader")]
+    wanted = {model["name"] for node in unified for model in node["properties"]["models"] if model["name"].endswith(".safetensors")}
+    assert {model["name"] for model in workflow.get("models", [])} == wanted
+
+
+@every_example
+def test_thumbnail_is_a_picture_of_the_graph(name):
+    path = REPO / "workflows" / f"{name}.jpg"
+    places = [box(node) for node in WORKFLOWS[name]["nodes"]] + [frame(group) for group in WORKFLOWS[name]["groups"]]
+    left, top, right, bottom = (pick(place[i] for place in places) for i, pick in enumerate((min, min, max, max)))
+    assert path.stat().st_size < 120_000
+    with Image.open(path) as picture:
+        assert picture.format == "JPEG" and picture.width == 800
+        assert picture.height / picture.width == pytest.approx((bottom - top + 60) / (right - left + 60), rel=0.02)
+        assert len(picture.getcolors(1 << 24)) > 5000
