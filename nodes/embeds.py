@@ -14,6 +14,7 @@ from .host.adapter import as_adapter
 from .host.apply import Settings, apply_features, negative_features
 from .host.embeds_file import SUFFIX, load_embeds, save_embeds
 from .host.encoder import encode_fitted
+from .host.preview import told
 from .host.reference import check_mask, encode_for, from_pipeline, needed_encoder, refuse_faces
 from .host.saved_files import list_saved, stamp
 
@@ -176,7 +177,7 @@ class IPAdapterSaveEmbeds:
         }
 
     def save(self, embeds, filename_prefix):
-        return {"ui": {"text": [save_embeds(embeds, filename_prefix)]}}
+        return {"ui": told(save_embeds(embeds, filename_prefix))}
 
 
 class IPAdapterLoadEmbeds:

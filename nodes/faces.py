@@ -10,6 +10,7 @@ from ..ipadapter_core.faces import CROP, FaceEmbeds, average, draw_faces, join
 from ..ipadapter_core.images import rgb
 from .host.faces import CHOICES, choose, detect
 from .host.faces_file import SUFFIX, load_faces, save_faces
+from .host.preview import told
 from .host.saved_files import list_saved, stamp
 
 _FACES_OUT = "The faces: average them, save them, or connect them where face embeddings are taken."
@@ -100,7 +101,7 @@ class IPAdapterSaveFaceEmbeds:
         }
 
     def save(self, face_embeds, filename_prefix):
-        return {"ui": {"text": [save_faces(face_embeds, filename_prefix)]}}
+        return {"ui": told(save_faces(face_embeds, filename_prefix))}
 
 
 class IPAdapterLoadFaceEmbeds:

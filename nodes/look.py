@@ -16,7 +16,7 @@ from .host.applied import panels
 from .host.apply import weights_of
 from .host.files import adapter_names
 from .host.inspect import report
-from .host.preview import shown, tell
+from .host.preview import shown, told
 from .host.reference import check_mask
 
 PLOT_OUT = "The plot, to be saved or previewed elsewhere; the node shows it too."
@@ -126,16 +126,15 @@ class IPAdapterInspector:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         file = "A file in models/ipadapter. Only its header is read, so large files are quick to look at too."
-        return {"required": {"ipadapter_file": (adapter_names(), {"tooltip": file})}, "hidden": {"unique_id": "UNIQUE_ID"}}
+        return {"required": {"ipadapter_file": (adapter_names(), {"tooltip": file})}}
 
     @classmethod
-    def IS_CHANGED(cls, ipadapter_file, unique_id=None):
+    def IS_CHANGED(cls, ipadapter_file):
         return float("nan")  # an encoder may have been put in place since
 
-    def inspect(self, ipadapter_file, unique_id=None):
+    def inspect(self, ipadapter_file):
         text = report(ipadapter_file)
-        tell(text, unique_id)
-        return {"ui": {"text": [text]}, "result": (text,)}
+        return {"ui": told(text), "result": (text,)}
 
 
 NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (IPAdapterReferenceView, IPAdapterPlotModel, IPAdapterPlotWeights, IPAdapterInspector)}

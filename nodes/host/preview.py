@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 import nodes as comfy_nodes
@@ -15,8 +16,10 @@ def shown(images: Tensor) -> dict[str, Any]:
     return comfy_nodes.PreviewImage().save_images(images)["ui"]  # type: ignore[attr-defined]
 
 
-def tell(text: str, node_id: str | None) -> None:
-    """Puts text into the node, where the editor shows what long work reports; nothing where no server runs."""
+def told(text: str) -> dict[str, Any]:
+    """Text as the `ui` of an output node. The editor shows that in Preview Any alone, so it is sent as what long work reports, too."""
+    context = get_executing_context()
     server: Any = sys.modules.get("server")  # never imported from here: it is there where ComfyUI runs as a server
-    if server is not None and node_id is not None:
-        server.PromptServer.instance.send_progress_text(text, node_id)
+    if context is not None and server is not None:
+        server.PromptServer.instance.send_progress_text(text, context.node_id)
+    return {"text": [text]}

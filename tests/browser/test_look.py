@@ -1,5 +1,7 @@
 """The nodes that show, in the real editor: pictures and text appear on the node."""
 
+import json
+
 import pytest
 
 from support.editor import Editor, chromium
@@ -10,25 +12,35 @@ BUILD = """() => {
     app.graph.clear()
     const make = (type, x, y) => { const node = LiteGraph.createNode(type); node.pos = [x, y]; app.graph.add(node); return node }
     const picture = make('LoadImage', 100, 100), view = make('IPAdapterReferenceView', 500, 100)
-    const inspector = make('IPAdapterInspector', 900, 100)
-    picture.connect(0, view, 0)
-    return [view.id, inspector.id]
+    const inspector = make('IPAdapterInspector', 900, 100), loader = make('IPAdapterModelLoader', 100, 500)
+    const encoder = make('CLIPVisionLoader', 100, 700), encode = make('IPAdapterEncoder', 500, 500)
+    const save = make('IPAdapterSaveEmbeds', 900, 500)
+    for (const node of [inspector, loader]) node.widgets[0].value = ADAPTER
+    encoder.widgets[0].value = ENCODER
+    const join = (from, to, input) => from.connect(0, to, to.findInputSlot(input))
+    join(picture, view, 'image'), join(picture, encode, 'image'), join(loader, encode, 'ipadapter')
+    join(encoder, encode, 'clip_vision'), join(encode, save, 'embeds')
+    return [view.id, inspector.id, save.id]
 }"""
 SHOWN = "id => window.app.graph.getNodeById(id).imgs?.[0]?.naturalWidth > 0"
-TEXT = "id => window.app.graph.getNodeById(id).widgets.map(widget => String(widget.value)).find(value => value.includes('is: '))"
+TEXT = "([id, words]) => window.app.graph.getNodeById(id).widgets.map(widget => String(widget.value)).find(text => text.includes(words))"
 
 
 @pytest.fixture
 def editor(rig):
-    rig.prompt(REPO / "workflows" / "simple.json")  # so that there is an adapter file to look at
     with chromium() as page:
         yield Editor(page, rig.server.url)
 
 
-def test_a_view_and_a_report_appear_on_their_nodes(editor):
+def test_pictures_reports_and_file_names_appear_on_their_nodes(rig, editor):
+    prompt = rig.prompt(REPO / "workflows" / "advanced.json")
+    values = {node["class_type"]: node["inputs"] for node in prompt.values()}
+    build = BUILD.replace("ADAPTER", json.dumps(values["IPAdapterModelLoader"]["ipadapter_file"]))
     editor.open()
-    view, inspector = editor.page.evaluate(BUILD)
+    view, inspector, save = editor.page.evaluate(build.replace("ENCODER", json.dumps(values["CLIPVisionLoader"]["clip_name"])))
     editor.page.get_by_test_id("queue-button").click()
-    editor.page.wait_for_function(f"({SHOWN})({view}) && ({TEXT})({inspector})", timeout=60_000)
-    text = editor.page.evaluate(TEXT, inspector)
-    assert "for models: SD1.5" in text and "preset: " in text
+    editor.page.wait_for_function(f"({SHOWN})({view})", timeout=60_000)
+    report = editor.page.wait_for_function(TEXT, arg=[inspector, "is: "], timeout=60_000).json_value()
+    assert "for models: SD1.5" in report and "preset: " in report
+    saved = editor.page.wait_for_function(TEXT, arg=[save, ".ipadpt"], timeout=60_000).json_value()
+    assert (rig.base / "output" / saved).is_file()
