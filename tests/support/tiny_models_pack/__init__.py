@@ -23,7 +23,7 @@ __all__ = ["NODE_CLASS_MAPPINGS"]
 
 WIDTH = 32  # channels of the UNet's first block; 320 in the published models
 LATENT = 16  # the largest side of the latent that a narrow UNet is run on
-DECODED = 32  # the largest side of the latent that a TAESD decodes
+DECODED = 16  # the largest side of the latent that a TAESD decodes
 ANSWER = 0.1  # how much of a narrow UNet's random answer counts
 SHORT_TEXT = {"num_hidden_layers": 3, "intermediate_size": 512}
 ENCODERS = {  # hidden width -> what the tensors' shapes do not tell
