@@ -45,10 +45,13 @@ def read(path):
 
 def work(prompt):
     """What the pack's and the sampler's nodes are told, whatever the numbers of the nodes."""
-    kinds = adapter_nodes() | {"KSampler"}
-    told = [(node["class_type"], node["inputs"]) for node in prompt.values() if node["class_type"] in kinds]
-    links = {kind: {name: prompt[value[0]]["class_type"] for name, value in inputs.items() if isinstance(value, list)} for kind, inputs in told}
-    return {kind: {**inputs, **links[kind]} for kind, inputs in told}
+    return {
+        node["class_type"]: {
+            name: prompt[value[0]]["class_type"] if isinstance(value, list) else value for name, value in node["inputs"].items()
+        }
+        for node in prompt.values()
+        if node["class_type"] in adapter_nodes() | {"KSampler"}
+    }
 
 
 def test_there_are_three_and_the_server_lists_them(rig):
@@ -67,10 +70,10 @@ def test_schema_and_addresses(path):
     assert node["type"] == graph["id"] and graph["name"] == path.stem and blueprint["extra"]["BlueprintDescription"].endswith(".")
     examples = {inner["type"]: inner["properties"] for inner in read(REPO / "workflows" / f"{SAME[path.stem]}.json")["nodes"]}
     for inner in graph["nodes"]:
-        example = examples[inner["type"]]
-        models = inner["properties"].get("models", [])
-        assert {key: inner["properties"][key] for key in example if key != "models"} == {key: example[key] for key in example if key != "models"}
-        assert all(model in models for model in example.get("models", []))
+        here, there = dict(inner["properties"]), dict(examples[inner["type"]])
+        models = here.pop("models", [])
+        assert all(model in models for model in there.pop("models", []))  # and those for the other base
+        assert here == there
 
 
 @every_blueprint

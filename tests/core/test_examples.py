@@ -7,9 +7,9 @@ from itertools import combinations
 
 import jsonschema
 import pytest
-from ipadapter_core import published
 from PIL import Image
 
+from ipadapter_core import published
 from support.needs import PICTURES
 from support.rig import PACK, REPO, SUPPORT, adapter_nodes
 

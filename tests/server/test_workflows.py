@@ -22,7 +22,7 @@ def pixels(picture: bytes) -> np.ndarray:
 
 def quick(prompt):
     """The prompt with fewer steps; the first example is run with all of them in the browser."""
-    return with_values(prompt, {"steps": 4}, {"KSampler"})
+    return with_values(prompt, {"steps": 3}, {"KSampler"})
 
 
 def with_values(prompt, values, kinds):

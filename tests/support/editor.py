@@ -83,13 +83,13 @@ class Editor:
         left, top, wide, high = self.page.evaluate(BOUNDS)
         wide, high = wide + 2 * MARGIN, high + 2 * MARGIN
         scale = SHARPNESS * width / wide
-        size = {"width": SHARPNESS * width, "height": round(high * scale)}
-        self.page.set_viewport_size({side: pixels + 200 for side, pixels in size.items()})
+        across, down = SHARPNESS * width, round(high * scale)
+        self.page.set_viewport_size({"width": across + 200, "height": down + 200})
         self.page.wait_for_timeout(300)  # the canvas follows the window
         x, y = self.page.evaluate(SHOWN_AT, [left - MARGIN, top - MARGIN, scale])
         self.page.wait_for_timeout(700)  # two slow frames: the canvas, then the text fields above it
-        shot = Image.open(io.BytesIO(self.page.screenshot(clip={"x": x, "y": y, **size})))
-        return shot.convert("RGB").resize((width, size["height"] // SHARPNESS), Image.Resampling.LANCZOS)
+        shot = Image.open(io.BytesIO(self.page.screenshot(clip={"x": x, "y": y, "width": across, "height": down})))
+        return shot.convert("RGB").resize((width, down // SHARPNESS), Image.Resampling.LANCZOS)
 
     def unknown_types(self, workflow: Workflow) -> list[str]:
         """Node types of the file that the editor has no node for."""
