@@ -33,7 +33,7 @@ def fit(image: Tensor, how: str, tiles: int, size: int, mask: Tensor | None = No
 
     center crop: the middle square, as CLIP's own preprocessing takes it. pad: the whole picture, with bars of the colour `fill`
     (the encoder's mean, which it sees as nothing; LLaVA pads so, arXiv 2310.03744). stretch: the whole picture, out of shape.
-    tiles: squares that cover the picture, `tiles` of them along its short side, overlapping along the long one as need be.
+    tiles: squares that cover the picture, a `tiles`th of its short side wide, overlapping as need be.
     mask [m, H, W], one for each picture or the first for all, is cut with the picture; bars are masked out.
     Raises IPAdapterError where a picture is too small or too long for its tiles.
     """
@@ -63,7 +63,7 @@ def boxes_of(how: str, height: int, width: int, tiles: int) -> tuple[Box, ...]:
     if how != "tiles":
         raise IPAdapterError(f"There is no way '{how}' to fit a picture. The ways are: {', '.join(FITS)}.")
     if tiles > short:
-        raise IPAdapterError(f"The picture ({width} x {height}) is too small for {tiles} tiles: connect a larger picture.")
+        raise IPAdapterError(f"The picture ({width} x {height}) is too small for {tiles} tiles: lower tiles, or connect a larger picture.")
     side = math.ceil(short / tiles)
     rows, columns = _starts(height, side), _starts(width, side)
     if len(rows) * len(columns) > MOST_TILES:

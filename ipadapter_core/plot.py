@@ -76,19 +76,23 @@ def _panel(draw: ImageDraw.ImageDraw, panel: Panel, above: int) -> None:
         draw.text(scaled(x, y), words, fill=colour, font=_font(size), anchor=anchor)  # type: ignore[arg-type]
 
     text(left, above + 10, panel.title, 15, TEXT, "la")
-    x = float(left)
-    for series, colour in zip(panel.series, _cycle(len(panel.series)), strict=True):
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(panel.series))]
+    room = (right - left) / len(panel.series)
+    for place, (series, colour) in enumerate(zip(panel.series, colours, strict=True)):
+        x = left + place * room
         draw.rectangle(scaled(x, above + 36, x + 10, above + 46), fill=colour)
-        text(x + 15, above + 41, series.name, 12, DIM, "lm")
-        x += 30 + draw.textlength(series.name, font=_font(12)) / _FINE
-    for value in sorted({low, 0.0, 0.5 * high, high}):
+        text(x + 15, above + 41, _shortened(draw, series.name, room - 30), 12, DIM, "lm")
+    written: list[float] = []
+    for value in (0.0, high, low, 0.5 * high):
         draw.line(scaled(left, y(value), right, y(value)), fill=DIM if value == 0 else GRID, width=_FINE)
-        text(left - 8, y(value), f"{value:.3g}", 12, DIM, "rm")
-    every = -(-count // max(1, int((right - left) // 46)))
+        if all(abs(y(value) - other) > 14 for other in written):
+            written.append(y(value))
+            text(left - 8, y(value), f"{value:.3g}" if abs(value) < 1e4 else f"{value:.0e}", 12, DIM, "rm")
+    every = -(-count // max(1, int((right - left) // 45)))
     for i, label in enumerate(panel.labels):
         if i % every == 0:
             text(left + (i + 0.5) * pitch, bottom + 8, label, 11, DIM, "ma")
-    for place, (series, colour) in enumerate(zip(panel.series, _cycle(len(panel.series)), strict=True)):
+    for place, (series, colour) in enumerate(zip(panel.series, colours, strict=True)):
         if panel.kind == "bars":
             wide = pitch * 0.8 / len(panel.series)
             for i, value in enumerate(series.values):
@@ -98,14 +102,20 @@ def _panel(draw: ImageDraw.ImageDraw, panel: Panel, above: int) -> None:
         middles = [(left + (i + 0.5) * pitch, y(value)) for i, value in enumerate(series.values)]
         half = pitch / 2 if panel.kind == "steps" else 0.0
         points = [(x + side, at) for x, at in middles for side in (-half, half)]
-        draw.line([(x * _FINE, at * _FINE) for x, at in points], fill=colour, width=3 * _FINE, joint="curve")
+        thick = 3 + min(8, 3 * (len(panel.series) - 1 - place))  # of equal curves the first shows at the sides of the later ones
+        draw.line([(x * _FINE, at * _FINE) for x, at in points], fill=colour, width=thick * _FINE, joint="curve")
         if panel.kind == "line" and (len(middles) == 1 or pitch > 12):
             for x, at in middles:
                 draw.ellipse(scaled(x - 4, at - 4, x + 4, at + 4), fill=colour)
 
 
-def _cycle(count: int) -> list[tuple[int, int, int]]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+def _shortened(draw: ImageDraw.ImageDraw, name: str, room: float) -> str:
+    """A legend's name, cut so that it takes `room` pixels at most."""
+    short = name
+    while len(short) > 1 and draw.textlength(short, font=_font(12)) > room * _FINE:
+        name = name[:-1]
+        short = f"{name}..."
+    return short
 
 
 def seen_squares(fitted: Fitted, mean: Sequence[float] = CLIP_MEAN) -> Tensor:

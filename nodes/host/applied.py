@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+from statistics import fmean
 from typing import Any
 
 import comfy.samplers
 
 from ...ipadapter_core.errors import IPAdapterError
-from ...ipadapter_core.layers import Weight, layers
+from ...ipadapter_core.layers import layers
 from ...ipadapter_core.plot import Panel, Series
 from .patch import Application, layer_patches
 from .unet import base_of
 
 _BLOCKS = {"input": "in", "middle": "mid", "output": "out"}
+Signed = dict[int, tuple[float, ...]]  # t -> a weight for each frame (one for all), below 0 where it pushes away
 
 
 def panels(model: Any, steps: int, scheduler: str) -> list[Panel]:
-    """The weight of every adapter on a model over layers, over the steps of a sampling, and over latents where it has one for each.
+    """The weight of every adapter on a model over layers, over the steps of a sampling, and over frames where one has several.
 
-    Where a picture is on the negative side, the weight counts below 0, for it pushes away. Over steps and latents it is that of the
+    Where a picture is on the negative side, the weight counts below 0, for it pushes away. Over steps and frames it is that of the
     adapter's strongest layer. Raises IPAdapterError where there is no adapter.
     """
     base = base_of(model)
@@ -27,51 +31,54 @@ def panels(model: Any, steps: int, scheduler: str) -> list[Panel]:
         raise IPAdapterError(
             "There is no adapter on this model: connect the model that an IPAdapter node gives, with a weight that is not 0."
         )
-    names = {slot: f"{place}: {application.name}" for place, (slot, application) in enumerate(applied.items(), 1)}
+    names = [f"{place}: {os.path.splitext(application.name)[0]}" for place, application in enumerate(applied, 1)]
+    signed = [_signed(application) for application in applied]
+    frames = max(len(weight) for weights in signed for weight in weights.values())
     places = sorted({(layer.t, f"{_BLOCKS[layer.name]} {layer.id}") for layer in layers(base)})
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)[:-1].tolist()
 
-    def over_layers(application: Application) -> list[float]:
-        on = {layer.t: -1 if layer.t in application.away else 1 for layer in application.layers.values()}
-        return [on[t] * _mean(application.weights[t]) if t in on else 0.0 for t, _ in places]
+    def series(values: Iterable[list[float]]) -> list[Series]:
+        return [Series(name, one) for name, one in zip(names, values, strict=True)]
 
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)[:steps].tolist()
-    by_layer = {slot: over_layers(application) for slot, application in applied.items()}
-
-    def over_steps(slot: int, application: Application) -> list[float]:
-        strongest = max(by_layer[slot], key=abs)
+    def over_steps(application: Application, weights: Signed) -> list[float]:
+        strongest = _strongest([one for weight in weights.values() for one in weight])
         return [strongest if application.is_open(sigma) else 0.0 for sigma in sigmas]
 
+    title = f"Weight over the layers of {base}, as they are computed{', mean of all frames' if frames > 1 else ''}"
+    bars = series([fmean(weights.get(t, (0.0,))) for t, _ in places] for weights in signed)
+    windows = series(map(over_steps, applied, signed))
     found = [
-        Panel(
-            f"Weight over the layers of {base}, as they are computed",
-            [label for _, label in places],
-            [Series(names[slot], values) for slot, values in by_layer.items()],
-            "bars",
-        ),
-        Panel(
-            f"Weight over {steps} steps ({scheduler})",
-            [str(i + 1) for i in range(len(sigmas))],
-            [Series(names[slot], over_steps(slot, application)) for slot, application in applied.items()],
-            "steps",
-        ),
+        Panel(title, [label for _, label in places], bars, "bars"),
+        Panel(f"Weight of the strongest layer over {len(sigmas)} steps ({scheduler})", _numbers(len(sigmas)), windows, "steps"),
     ]
-    latents = {slot: one for slot, application in applied.items() if (one := _over_latents(application))}
-    if latents:
-        count = max(map(len, latents.values()))
-        series = [Series(names[slot], [*values, *values[-1:] * (count - len(values))]) for slot, values in latents.items()]
-        found.append(Panel("Weight over frames", [str(i + 1) for i in range(count)], series, "line"))
+    if frames > 1:
+        curves = series(_over_frames(weights, frames) for weights in signed)
+        found.append(Panel("Weight of the strongest layer over frames", _numbers(frames), curves, "line"))
     return found
 
 
-def _applications(model: Any) -> dict[int, Application]:
+def _applications(model: Any) -> list[Application]:
+    """In the order in which they were applied."""
     patches = layer_patches(model.model_options.get("transformer_options", {}))
-    return dict(sorted({slot: application for patch in patches.values() for slot, application in patch.applications()}.items()))
+    slots = {slot: application for patch in patches.values() for slot, application in patch.applications()}
+    return [slots[slot] for slot in sorted(slots)]
 
 
-def _mean(weight: Weight) -> float:
-    return sum(weight) / len(weight) if isinstance(weight, tuple) else weight
+def _signed(application: Application) -> Signed:
+    """Of the layers that the adapter is on."""
+    weights = {layer.t: application.weights[layer.t] for layer in application.layers.values()}
+    listed = {t: weight if isinstance(weight, tuple) else (weight,) for t, weight in weights.items()}
+    return {t: tuple(-one for one in weight) if t in application.away else weight for t, weight in listed.items()}
 
 
-def _over_latents(application: Application) -> list[float]:
-    listed = [weight for weight in application.weights.values() if isinstance(weight, tuple)]
-    return [max(values, key=abs) for values in zip(*listed, strict=True)]
+def _over_frames(weights: Signed, count: int) -> list[float]:
+    """The last weight of a list goes on."""
+    return [_strongest([weight[min(frame, len(weight) - 1)] for weight in weights.values()]) for frame in range(count)]
+
+
+def _strongest(values: list[float]) -> float:
+    return max(values, key=lambda value: (abs(value), value))
+
+
+def _numbers(count: int) -> list[str]:
+    return [str(i + 1) for i in range(count)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,11 +73,17 @@ class Settings:
         return layer_weights(base, self.effective_type, weight, weight_composition=weight_composition, boost=boost)
 
 
-def weights_of(weight: float | Sequence[float]) -> list[float]:
-    """A weight or a list of them as a list. Raises IPAdapterError for an empty one."""
-    listed = [float(one) for one in (weight if isinstance(weight, Sequence) else [weight])]
+def weights_of(weight: Any) -> list[float]:
+    """A weight, or a list, array or tensor of them, as a list. Raises IPAdapterError for an empty one and for what is no number."""
+    given = weight.tolist() if hasattr(weight, "tolist") else weight
+    try:
+        listed = [float(one) for one in (given if isinstance(given, list | tuple) else [given])]
+    except (TypeError, ValueError):
+        raise IPAdapterError(f"The weight must be a number, or a list with a number for each frame; this is {str(given)[:40]}.") from None
     if not listed:
         raise IPAdapterError("The list of weights is empty: give one weight at least.")
+    if not all(map(math.isfinite, listed)):
+        raise IPAdapterError("The weights hold a value that is no number (NaN or infinite): look at the node that made them.")
     return listed
 
 

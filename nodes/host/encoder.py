@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.family import Encoder
-from ...ipadapter_core.fit import fit, interpolate_positions, pool
+from ...ipadapter_core.fit import boxes_of, fit, interpolate_positions, pool
 from ...ipadapter_core.images import rgb
-from ...ipadapter_core.preprocess import clip_pixels
+from ...ipadapter_core.preprocess import CLIP_MEAN, clip_pixels
 from ...ipadapter_core.tiles import join_tiled, merge_tile_features, split_tiles
 from .cache import ByteCache, digest
 
@@ -83,7 +83,8 @@ def encode(
     keys = [(_numbers[clip_vision], feature, pixels, digest(image), seen) for image, seen in zip(images, seen_through, strict=True)]
     found = {key: features for key in keys if (features := _FEATURES.get(key)) is not None}
     missing = {key: i for i, key in enumerate(keys) if key not in found}
-    size = batch_size or _BATCH
+    own = getattr(clip_vision, "image_size", pixels)
+    size = batch_size or max(1, _BATCH * own**2 // max(pixels, own, 1) ** 2)
     todo = list(missing.items())
     progress = comfy.utils.ProgressBar(len(todo)) if len(todo) > size else None
     for start in range(0, len(todo), size):
@@ -92,7 +93,7 @@ def encode(
         places = [i for _, i in some]
         features = _run(clip_vision, images[places], feature, None if masks is None else masks[places], pixels)
         for (key, _), one in zip(some, features, strict=True):
-            found[key] = one.float().clone()
+            found[key] = one.detach().float().clone()
             _FEATURES.put(key, found[key], found[key].nbytes)
         if progress:
             progress.update(len(some))
@@ -109,19 +110,34 @@ def encode_fitted(
     clip_vision: Any, images: Tensor, feature: str, how: str, tiles: int, pixels: int = 0, mask: Tensor | None = None
 ) -> Tensor:
     """Features [n, ...] of pictures made square by one of FITS; those of a picture's tiles are averaged. pixels: as for encode."""
-    fitted = fit(rgb(images), how, tiles, pixels or clip_vision.image_size, mask, clip_vision.image_mean)
-    return pool(encode(clip_vision, fitted.squares, feature, mask=fitted.masks, pixels=pixels), len(fitted.boxes), fitted.masks)
+    images = rgb(images)
+    size, mean = pixels or getattr(clip_vision, "image_size", 224), getattr(clip_vision, "image_mean", CLIP_MEAN)
+    height, width = images.shape[1:3]
+    at_once = max(1, _BATCH // len(boxes_of(how, height, width, tiles)))  # the tiles of many pictures together would be large
+    masks = None if mask is None else (mask if len(mask) == len(images) else mask[:1]).expand(len(images), -1, -1)
+    features = []
+    for start in range(0, len(images), at_once):
+        part = slice(start, start + at_once)
+        fitted = fit(images[part], how, tiles, size, None if masks is None else masks[part], mean)
+        squares = encode(clip_vision, fitted.squares, feature, mask=fitted.masks, pixels=pixels)
+        features.append(pool(squares, len(fitted.boxes), fitted.masks))
+    return torch.cat(features)
 
 
 def _run(clip_vision: Any, images: Tensor, feature: str, mask: Tensor | None, size: int) -> Tensor:
-    own_size = size == getattr(clip_vision, "image_size", size)
+    own_size = size == getattr(clip_vision, "image_size", 0)
     if mask is None and own_size:
         return clip_vision.encode_image(images)[feature]
+    if getattr(clip_vision, "model", None) is None:
+        raise IPAdapterError(
+            "The connected image encoder comes from another pack and sees whole pictures at its own size only: disconnect the mask and set "
+            "size to 0, or connect Load CLIP Vision instead."
+        )
     comfy.model_management.load_model_gpu(clip_vision.patcher)
     pixels = clip_pixels(images, size, clip_vision.image_mean, clip_vision.image_std, mask)
     replaced = {} if own_size else _positions(clip_vision.model, size)
     arguments = {"pixel_values": pixels.to(clip_vision.load_device), "intermediate_output": -2}
-    out = torch.func.functional_call(clip_vision.model, replaced, kwargs=arguments)
+    out = torch.func.functional_call(clip_vision.model, replaced, (), arguments)
     return out[1 if feature == "penultimate_hidden_states" else 2].to(comfy.model_management.intermediate_device())
 
 
@@ -130,11 +146,13 @@ _POSITIONS = "vision_model.embeddings.position_embedding.weight"
 
 def _positions(model: Any, size: int) -> dict[str, Tensor]:
     """The position embeddings for pictures of another size, by the name of the parameter whose place they take for one call."""
+    if not hasattr(model, "vision_model"):
+        raise IPAdapterError("This image encoder has no table of positions that could be made finer: set size to 0, its own size.")
     patch = model.vision_model.embeddings.patch_embedding.weight.shape[-1]
     if size % patch:
-        low, high = size // patch * patch, (size // patch + 1) * patch
+        low, high = size // patch * patch, (size // patch + 1) * patch  # low may be 0, the encoder's own size
         raise IPAdapterError(
-            f"This image encoder reads patches of {patch} pixels, and {size} is no multiple of that: set size to {low or high} or {high}."
+            f"This image encoder reads patches of {patch} pixels, and {size} is no multiple of that: set size to {low} or {high}."
         )
     return {_POSITIONS: interpolate_positions(model.get_parameter(_POSITIONS), size // patch)}
 

@@ -27,7 +27,7 @@ PLAN = "ipadapter_plan"  # {slot: (Application, Prepared, or None while its wind
 CONDS = "ipadapter_conds"  # the guider's ((name, conds), ...)
 NEGATIVE = "ipadapter_negative"  # for each list given to calc_cond_batch: is it a negative one?
 LAYOUTS = 4  # prepared layouts that an application keeps
-LAYOUT_BYTES = 256 << 20  # and what the others may hold beside the newest: one with K and V for each of many frames is large
+LAYOUT_BYTES = 256 << 20  # and what they may hold when there are more than two: one with K and V for each of many frames is large
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Application:
         if prepared is None:
             prepared = self._lay_out(negative, latents, shape, device, dtype)
             kept = list(self._layouts.items())
-            while kept and (len(kept) >= LAYOUTS or sum(other.held for _, other in kept) > LAYOUT_BYTES):
+            while len(kept) >= LAYOUTS or (len(kept) > 1 and sum(other.held for _, other in kept) > LAYOUT_BYTES):
                 self._layouts.pop(kept.pop(0)[0], None)
             self._layouts[key] = prepared
         return prepared

@@ -19,7 +19,7 @@ def shown(images: Tensor) -> dict[str, Any]:
 def told(text: str) -> dict[str, Any]:
     """Text as the `ui` of an output node. The editor shows that in Preview Any alone, so it is sent as what long work reports, too."""
     context = get_executing_context()
-    server: Any = sys.modules.get("server")  # never imported from here: it is there where ComfyUI runs as a server
-    if context is not None and server is not None:
-        server.PromptServer.instance.send_progress_text(text, context.node_id)
+    server = getattr(sys.modules.get("server"), "PromptServer", None)  # never imported from here: it is there where one runs
+    if context is not None and (running := getattr(server, "instance", None)) is not None:
+        running.send_progress_text(text, context.node_id)
     return {"text": [text]}

@@ -1,8 +1,11 @@
 """Plots hold what they are given: values are read back off the pixels."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from PIL import ImageDraw
 
 from ipadapter_core.fit import fit
 from ipadapter_core.plot import BACKGROUND, COLOURS, HEIGHT, WIDTH, Panel, Series, encoder_view, plot, seen_squares, span_of
@@ -59,6 +62,53 @@ def test_curves_go_through_their_values(kind):
         assert abs(rows.mean() - (bottom - value * (bottom - top))) < 3, (i, value)
 
 
+def test_steps_are_held_until_the_next_place():
+    """Just before the next place begins, the value is still the last one; a line is on its way there."""
+    rows = {}
+    for kind in ("line", "steps"):
+        found = of_colour(pixels(plot([Panel("title", ["a", "b"], [Series("one", [0.2, 0.8])], kind)])), COLOURS[0])
+        rows[kind] = np.nonzero(found[:, 56 + round(0.45 * (WIDTH - 72))])[0].mean()
+    bottom, tall = HEIGHT - 40, HEIGHT - 96
+    assert abs(rows["steps"] - (bottom - 0.2 * tall)) < 2
+    assert abs(rows["line"] - (bottom - 0.44 * tall)) < 2  # 0.2 + 0.6 (0.45 - 0.25) / 0.5
+
+
+def test_words_stand_where_they_belong(monkeypatch):
+    """Labels below their places, values beside their heights, names beside their colours, in the size of the finished picture."""
+    words = {}
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, xy, text, **kw: words.update({text: (xy[0] / 2, xy[1] / 2)}))
+    names = ["first", "a name that is far too long to be written beside three other names of the kind"]
+    plot([Panel("the title", LABELS, [Series(name, [-1.0, *VALUES[1:-1], 3.0]) for name in names], "bars")])
+    pitch = (WIDTH - 72) / 8
+    for i, label in enumerate(LABELS):
+        if label not in ("0", "3"):  # which are values, too
+            assert words[label][0] == pytest.approx(56 + (i + 0.5) * pitch)
+    bottom, tall = HEIGHT - 40, HEIGHT - 96
+    for value, text in ((-1.0, "-1"), (1.5, "1.5")):
+        assert words[text][1] == pytest.approx(bottom - (value + 1) / 4 * tall)
+    assert words["the title"] == (56, 10)
+    assert words["first"][0] == 56 + 15
+    (short,) = (text for text in words if text.endswith("..."))
+    assert names[1].startswith(short.removesuffix("...")) and words[short][0] == pytest.approx(56 + (WIDTH - 72) / 2 + 15)
+
+
+@pytest.mark.parametrize("values", [[-0.05, 1.0], [-100.0, 123456.0], [0.0, 1e-3]])
+def test_values_beside_the_plot_do_not_cover_each_other(values, monkeypatch):
+    places = []
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw, "text", lambda self, xy, text, **kw: kw["anchor"] == "rm" and places.append((xy, text, kw["font"]))
+    )
+    plot([Panel("title", ["a", "b"], [Series("one", values)], "bars")])
+    heights = sorted(xy[1] / 2 for xy, _, _ in places)
+    assert len(heights) >= 2 and min(b - a for a, b in itertools.pairwise(heights)) > 14
+    assert all(xy[0] - font.getlength(text) > 0 for xy, text, font in places)
+
+
+def test_equal_curves_are_both_seen():
+    image = pixels(plot([Panel("title", LABELS, [Series("one", VALUES), Series("two", VALUES)], "line")]))
+    assert of_colour(image, COLOURS[0]).sum() > 500 and of_colour(image, COLOURS[1]).sum() > 500
+
+
 def test_series_have_colours_of_their_own_and_panels_lie_below_each_other():
     panel = Panel("title", LABELS, [Series("one", VALUES), Series("two", VALUES[::-1])], "bars")
     image = pixels(plot([panel, panel]))
@@ -97,6 +147,23 @@ def test_the_view_shows_the_picture_and_its_squares(how, shape):
     assert view.shape[:2] == (1, 200) and view.shape[3] == 3
     assert 0 <= view.min() and view.max() <= 1
     assert view.shape[2] <= 1024 + 16 + 200 + 200
+
+
+def test_the_view_has_each_thing_in_its_place():
+    """A black picture, half as wide as high, padded: bars, picture and outline on the left; the squares, each of a colour, on the right."""
+    image = torch.zeros(1, 200, 100, 3)
+    fitted = fit(image, "pad", 1, 56)
+    view = 255 * encoder_view(image[0], fitted, fitted.squares, 200)[0]
+    outline, bar, inside = view[1, 100], view[100, 20], view[100, 100]
+    assert [tuple(pixel.round().int().tolist()) for pixel in (outline, bar, inside)] == [COLOURS[0], BACKGROUND, (0, 0, 0)]
+    image = torch.zeros(1, 100, 200, 3)
+    fitted = fit(image, "tiles", 2, 56)
+    shades = torch.arange(8).view(8, 1, 1, 1).expand(8, 56, 56, 3) / 8
+    view = encoder_view(image[0], fitted, shades, 90)[0]
+    grid = view[:, 180 + 16 :]  # 3 x 3 cells of 30 pixels, the last one empty
+    for i in range(8):
+        assert (grid[i // 3 * 30 + 15, i % 3 * 30 + 15] - i / 8).abs().max() < 1 / 255
+    assert (255 * grid[75, 75]).round().int().tolist() == list(BACKGROUND)
 
 
 def test_what_is_left_out_is_dark_in_the_view():

@@ -192,12 +192,12 @@ def test_leaving_a_device_lets_go_of_what_was_laid_out_there(small):
 
 
 def test_layouts_are_bound_in_number_and_in_bytes(small, monkeypatch):
-    """Each latent size has a layout of its own; with no room for two, the newest takes the other's place, and pictures stay as they are."""
+    """Each latent size has a layout of its own; with no room, the newest two stay (cond and uncond run apart). Pictures stay the same."""
     from ipadapter_pack.nodes.host import patch
 
     sizes = [(8, 8), (8, 16), (16, 8), (16, 16), (8, 24)]
     want = [small.out(small.apply(), hw=hw) for hw in sizes]
-    for limit, most in ((1 << 30, patch.LAYOUTS), (0, 1)):
+    for limit, most in ((1 << 30, patch.LAYOUTS), (0, 2)):
         monkeypatch.setattr(patch, "LAYOUT_BYTES", limit)
         model = small.apply()
         ((_, application),) = next(iter(patches(model).values())).parts

@@ -157,10 +157,45 @@ def test_errors_say_what_to_do(small, pack, comfy):
     image = lab.images(1, 60, 60)
     assert "set size to 98 or 112" in sentence(lambda: encode(pack, small.adapter, small.encoder, image, size=100))
     assert "Lower tiles" in sentence(lambda: encode(pack, small.adapter, small.encoder, lab.images(1, 8, 800), fit="tiles", tiles=1))
+    assert "set size to 0 or 14" in sentence(lambda: encode(pack, small.adapter, small.encoder, image, size=7))
     assert "no image encoder" in sentence(lambda: encode(pack, small.adapter, None, image))
     name = AdapterFiles(comfy / "models" / "ipadapter")["faceid", "sd15"]
     face = lab.call(pack["IPAdapterModelLoader"], ipadapter_file=name)[0]
     assert "face recogniser" in sentence(lambda: encode(pack, face, small.encoder, image))
+
+
+class Other:
+    """An image encoder of another pack: it can do no more than encode whole pictures."""
+
+    def encode_image(self, image):
+        return {"image_embeds": image.mean((1, 2)).repeat(1, 400)[:, :1024]}
+
+
+def test_encoders_of_other_packs_work_at_their_own_size(small):
+    """The squares are made as for 224 pixels with CLIP's colours; what needs the encoder's inside is refused in a sentence."""
+    image = lab.images(1, 60, 120)
+    for fit in ("center crop", "pad", "stretch", "tiles"):
+        assert encode(small.pack, small.adapter, Other(), image, fit=fit)[0].shape == (1, 1024)
+    for kw in ({"mask": torch.ones(1, 60, 120)}, {"size": 448}):
+        assert "comes from another pack" in sentence(lambda kw=kw: encode(small.pack, small.adapter, Other(), image, **kw))
+
+
+def test_many_tiled_pictures_are_encoded_a_few_at_a_time(small, monkeypatch):
+    """16 squares of 224 pixels at most, fewer of larger ones; each picture's tiles stay with it, and its mask."""
+    from ipadapter_pack.nodes.host import encoder
+
+    sizes = []
+    original = encoder._run
+    monkeypatch.setattr(encoder, "_run", lambda clip, images, *rest: (sizes.append(len(images)), original(clip, images, *rest))[1])
+    images, masks = lab.images(10, 60, 120, tag="many"), torch.ones(10, 60, 120)
+    masks[3, :, :60] = 0
+    together, _ = encode(small.pack, small.adapter, small.encoder, images, fit="tiles", tiles=2, mask=masks)
+    assert max(sizes) <= 16 and sum(sizes) == 80
+    third, _ = encode(small.pack, small.adapter, small.encoder, images[3:4], fit="tiles", tiles=2, mask=masks[3:4])
+    assert torch.equal(together[3:4], third)
+    sizes.clear()
+    encode(small.pack, small.adapter, small.encoder, images, fit="stretch", size=448)
+    assert max(sizes) == 4 and sum(sizes) == 10
 
 
 def test_embeds_of_two_sizes_cannot_be_combined(pack, plus, vit_h):

@@ -84,7 +84,7 @@ def test_the_plot_of_a_model_has_the_weights_of_its_layers(small):
     assert over_layers.kind == "bars" and len(over_layers.labels) == 16
     assert over_layers.labels[0] == "in 1" and over_layers.labels[6] == "mid 0" and over_layers.labels[-1] == "out 11"
     for series, weights in zip(over_layers.series, expected, strict=True):
-        assert series.name.endswith(small.file)
+        assert series.name.endswith(small.file.removesuffix(".safetensors"))
         assert list(series.values) == pytest.approx([0.0 if t == 6 else weights.get(t, 0.0) for t in range(16)], abs=0)
     assert [max(series.values, key=abs) for series in over_steps.series] == [pytest.approx(max(expected[0].values())), -0.5]
 
@@ -97,9 +97,9 @@ def test_layers_that_push_the_picture_away_are_below_zero(small):
     assert list(bars.values) == [weights.get(t, 0.0) * (-1 if t in (4, 5) else 1) for t in range(16)]
 
 
-@pytest.mark.parametrize(("scheduler", "steps"), [("normal", 20), ("karras", 12)])
+@pytest.mark.parametrize(("scheduler", "steps"), [("normal", 20), ("karras", 12), ("ddim_uniform", 30)])
 def test_the_plot_of_the_steps_is_where_the_sampler_has_the_adapter_on(small, scheduler, steps, monkeypatch):
-    """Watched while sampling: whether the window is open in each step, by the sigma of the step."""
+    """Watched while sampling: whether the window is open in each step, by the sigma of the step (ddim_uniform adds one to 30)."""
     from ipadapter_pack.nodes.host.patch import Application
 
     model = small.apply(weight=0.6, start_at=0.2, end_at=0.7)
@@ -109,7 +109,8 @@ def test_the_plot_of_the_steps_is_where_the_sampler_has_the_adapter_on(small, sc
     small.out(model, steps=steps, scheduler=scheduler)
     sampled, watched[:] = list(watched), []
     (over_steps,) = panels(model, steps, scheduler)[1:]
-    assert len(sampled) == steps and True in sampled and False in sampled
+    assert len(sampled) == len(over_steps.labels) and True in sampled and False in sampled
+    assert f"over {len(sampled)} steps" in over_steps.title
     assert list(over_steps.series[0].values) == [0.6 if one else 0.0 for one in sampled]
 
 
@@ -123,6 +124,37 @@ def test_the_plot_of_frames_has_each_latents_weight(small):
     assert frames.kind == "line" and list(frames.labels) == ["1", "2", "3"]
     assert list(frames.series[0].values) == [0.1, 0.5, 0.9]
     assert panels(model)[0].series[0].values[0] == pytest.approx(0.5)  # their mean over layers
+
+
+def batch(small, model, **kw):
+    given = dict(ipadapter=small.adapter, clip_vision=small.encoder, image=lab.images(2), weight=[0.5, 1.0], weight_type="linear")
+    return lab.call(small.pack["IPAdapterBatch"], model=model, **{**given, **kw}, start_at=0.0, end_at=1.0, embeds_scaling="V only")[0]
+
+
+def test_only_layers_that_the_adapter_is_on_count(small):
+    """'strong middle' at full weight stands on the middle block, which these nodes leave out."""
+    over_layers, over_steps, over_frames = panels(batch(small, small.unet, weight_type="strong middle"))
+    assert list(over_frames.series[0].values) == [0.1, 0.2]
+    assert set(over_steps.series[0].values) == {0.2}
+    assert max(over_layers.series[0].values) == pytest.approx(0.15) and "mean of all frames" in over_layers.title
+
+
+def test_every_adapter_is_in_every_panel_in_its_order(small):
+    """One weight for all frames beside a list: a level line beside a curve, under the same names and so in the same colours."""
+    found = panels(batch(small, small.apply(weight=0.8)))
+    assert [[series.name[:2] for series in panel.series] for panel in found] == [["1:", "2:"]] * 3
+    assert [list(series.values) for series in found[2].series] == [[0.8, 0.8], [0.5, 1.0]]
+
+
+def test_away_is_below_zero_in_every_panel(small):
+    """Of layers that are as strong, one that draws near counts."""
+    node = small.pack["IPAdapterPreciseCompositionBatch"]
+    given = dict(ipadapter=small.adapter, clip_vision=small.encoder, image=lab.images(2))
+    model = lab.call(node, model=small.unet, **given, weight=[0.5, 1.0], composition_boost=[2.0])[0]
+    _, over_steps, over_frames = panels(model)
+    assert list(over_frames.series[0].values) == [-2.0, -2.0] and set(over_steps.series[0].values) == {-2.0}
+    _, over_steps = panels(small.apply(weight=0.8, weight_type="composition precise"))
+    assert set(over_steps.series[0].values) == {0.8}
 
 
 def test_the_plot_node_draws_all_panels(small, pack):
@@ -151,8 +183,20 @@ def test_weights_are_plotted_one_or_two_or_a_single_number(pack):
     two, _ = run(node, weights=[0.0, 0.5, 1.0], weights_2=[1.0, 0.5])
     assert not torch.equal(one[0], two[0])
     assert run(node, weights=0.5)[0][0].shape == one[0].shape
-    with pytest.raises(ValueError, match="list of weights is empty"):
-        run(node, weights=[])
+    for like in (torch.tensor([0.0, 0.5, 1.0]), np.array([0.0, 0.5, 1.0]), (0, 0.5, 1)):
+        assert torch.equal(run(node, weights=like)[0][0], one[0])
+
+
+@pytest.mark.parametrize(("weights", "words"), [
+    ([], "list of weights is empty"), ([0.5, float("nan")], "no number"), ([float("inf")], "no number"),
+    ([None], "must be a number"), ([[0.1]], "must be a number"), ("0.5, 1", "must be a number"),
+])  # fmt: skip
+def test_weights_that_are_none_are_told(small, pack, weights, words):
+    """By the plot and by the nodes that apply them."""
+    with pytest.raises(ValueError, match=words):
+        run(pack["IPAdapterPlotWeights"], weights=weights)
+    with pytest.raises(ValueError, match=words):
+        batch(small, small.unet, weight=weights)
 
 
 @pytest.fixture
