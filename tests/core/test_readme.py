@@ -1,5 +1,6 @@
 """The README's tables of model files are those of ipadapter_core/published.py, and its links and commands lead somewhere."""
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -84,3 +85,17 @@ def test_commands_exist():
     commands = runpy.run_path(str(REPO / "dev.py"))["COMMANDS"]
     assert set(re.findall(r"python3? dev\.py (\w+)", README)) <= set(commands)
     assert {"demo", "test"} <= set(re.findall(r"python3? dev\.py (\w+)", README.split("\n## ")[1]))
+
+
+def test_the_table_of_examples_is_that_of_their_notes():
+    rows = []
+    for path in sorted((REPO / "workflows").glob("*.json")):
+        nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+        note = next(node for node in nodes if node["type"] == "MarkdownNote")["widgets_values"][0]
+        rows.append(f"| [{path.stem}](workflows/{path.name}) | {note.splitlines()[0].removeprefix('# ')} |")
+    assert "\n".join(["| example | what it shows |", "|---|---|", *rows]) + "\n\n" in README
+
+
+def test_every_blueprint_is_named():
+    for path in (REPO / "subgraphs").glob("*.json"):
+        assert f"*{path.stem}*" in README
