@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from support.convert import to_prompt
-from support.rig import REPO
+from support.rig import PACK, REPO
 
 FILES = sorted((REPO / "workflows").glob("*.json"))
 
@@ -59,6 +59,13 @@ def test_comfy_cli_is_no_rubber_stamp(validate, tmp_path):
     loader["widgets_values"] = ["no such preset"]
     (tmp_path / "broken.json").write_text(json.dumps(workflow))
     assert not validate(tmp_path / "broken.json")["ok"]
+
+
+def test_the_template_browser_offers_each_with_its_thumbnail(rig):
+    assert set(rig.server.get("/workflow_templates")[PACK]) == {path.stem for path in FILES}
+    for path in FILES:
+        for file in (path, path.with_suffix(".jpg")):
+            assert rig.server.get_bytes(f"/api/workflow_templates/{PACK}/{file.name}") == file.read_bytes()
 
 
 def test_embeds_are_saved(rig):
