@@ -6,7 +6,7 @@ import jsonschema
 import pytest
 
 from support.convert import to_prompt
-from support.editor import Editor, changes, chromium
+from support.editor import changes
 from support.rig import PACK, REPO, SUPPORT, adapter_nodes
 
 FILES = sorted((REPO / "subgraphs").glob("*.json"))
@@ -29,14 +29,6 @@ CONNECTED = """pack => {
 UNPACKED = "window.app.graph.unpackSubgraph(window.app.graph.nodes.find(node => node.isSubgraphNode()))"
 
 every_blueprint = pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-
-
-@pytest.fixture(scope="module")
-def editor(rig):
-    with chromium() as page:
-        opened = Editor(page, rig.server.url)
-        opened.open()
-        yield opened
 
 
 def read(path):

@@ -6,7 +6,7 @@ import pytest
 from check_workflows import check
 
 from support.convert import inputs_of, to_prompt
-from support.editor import PICTURES_SHOWN, Editor, changes, chromium
+from support.editor import PICTURES_SHOWN, changes
 from support.rig import REPO
 
 WORKFLOWS = sorted((REPO / "workflows").glob("*.json"))
@@ -20,14 +20,6 @@ def known(prompt, info):
         key: {**node, "inputs": {name: value for name, value in node["inputs"].items() if name in inputs_of(info[node["class_type"]])}}
         for key, node in prompt.items()
     }
-
-
-@pytest.fixture(scope="module")
-def editor(rig):
-    with chromium() as page:
-        opened = Editor(page, rig.server.url)
-        opened.open()
-        yield opened
 
 
 def test_the_simple_workflow_is_run_from_the_editor_and_shows_its_picture(rig, editor, tmp_path):
@@ -88,4 +80,3 @@ def test_missing_models_are_told_with_their_address(editor):
     editor.page.locator(".p-dialog").wait_for()
     (told,) = editor.complaints()
     assert all(f"{model['directory']} / {model['name']}" in told for model in files)
-    editor.open()

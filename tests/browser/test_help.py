@@ -3,12 +3,10 @@
 import json
 
 import numpy as np
-import pytest
 from help_graphs import GRAPHS
 from help_pictures import BUILD, PICTURES, shot
 from PIL import Image
 
-from support.editor import Editor, chromium
 from support.rig import REPO
 
 SIMPLE = json.loads((REPO / "workflows" / "simple.json").read_text())
@@ -16,14 +14,7 @@ NODE = next(node["id"] for node in SIMPLE["nodes"] if node["type"] == "IPAdapter
 SELECT = "id => { const node = window.app.graph.getNodeById(id); window.app.canvas.centerOnNode(node); window.app.canvas.selectNode(node) }"
 
 
-@pytest.fixture
-def editor(rig):
-    with chromium() as page:
-        yield Editor(page, rig.server.url)
-
-
 def test_help_page_opens_in_the_panel(editor, tmp_path):
-    editor.open()
     editor.load(SIMPLE)
     editor.page.evaluate(SELECT, NODE)
     editor.page.get_by_test_id("info-button").click()
@@ -40,7 +31,6 @@ def test_help_page_opens_in_the_panel(editor, tmp_path):
 
 def test_pictures_can_be_made_anew(editor):
     """Every graph can be built, and one that runs looks as on its page but for what fonts differ."""
-    editor.open()
     for graph in GRAPHS.values():
         editor.page.evaluate(BUILD, graph)
     editor.page.evaluate("window.app.extensionManager.command.execute('Workspace.ToggleFocusMode')")

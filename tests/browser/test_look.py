@@ -2,9 +2,6 @@
 
 import json
 
-import pytest
-
-from support.editor import Editor, chromium
 from support.rig import REPO
 
 BUILD = """() => {
@@ -26,17 +23,10 @@ SHOWN = "id => window.app.graph.getNodeById(id).imgs?.[0]?.naturalWidth > 0"
 TEXT = "([id, words]) => window.app.graph.getNodeById(id).widgets.map(widget => String(widget.value)).find(text => text.includes(words))"
 
 
-@pytest.fixture
-def editor(rig):
-    with chromium() as page:
-        yield Editor(page, rig.server.url)
-
-
 def test_pictures_reports_and_file_names_appear_on_their_nodes(rig, editor):
     prompt = rig.prompt(REPO / "workflows" / "advanced.json")
     values = {node["class_type"]: node["inputs"] for node in prompt.values()}
     build = BUILD.replace("ADAPTER", json.dumps(values["IPAdapterModelLoader"]["ipadapter_file"]))
-    editor.open()
     view, inspector, save = editor.page.evaluate(build.replace("ENCODER", json.dumps(values["CLIPVisionLoader"]["clip_name"])))
     editor.page.get_by_test_id("queue-button").click()
     editor.page.wait_for_function(f"({SHOWN})({view})", timeout=60_000)
