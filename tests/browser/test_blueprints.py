@@ -5,6 +5,7 @@ import json
 import jsonschema
 import pytest
 
+from support import comfy_cli
 from support.convert import to_prompt
 from support.editor import changes
 from support.rig import PACK, REPO, SUPPORT, adapter_nodes
@@ -76,7 +77,7 @@ def test_is_opened_and_saved_without_a_difference(path, editor):
 
 
 @every_blueprint
-def test_is_put_in_by_the_search_and_gives_the_picture_of_its_nodes(path, rig, editor):
+def test_is_put_in_by_the_search_and_gives_the_picture_of_its_nodes(path, rig, editor, tmp_path):
     example = REPO / "workflows" / f"{SAME[path.stem]}.json"
     plain = rig.prompt(example)
     editor.refresh()
@@ -91,6 +92,10 @@ def test_is_put_in_by_the_search_and_gives_the_picture_of_its_nodes(path, rig, e
     editor.page.evaluate(CONNECTED, sorted(adapter_nodes()))
     prompt = editor.prompt()
     assert work(prompt) == work(plain)
+    (tmp_path / "object_info.json").write_bytes(rig.server.get_bytes("/object_info"))
+    (tmp_path / "with_blueprint.json").write_text(json.dumps(editor.saved()))
+    answer = comfy_cli.validate(tmp_path / "with_blueprint.json", tmp_path / "object_info.json")
+    assert answer["ok"] and answer["data"]["errors"] == answer["data"]["warnings"] == [], answer
     editor.page.evaluate(UNPACKED)
     assert work(editor.prompt()) == work(plain)
     for node in (*prompt.values(), *plain.values()):

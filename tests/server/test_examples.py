@@ -3,39 +3,27 @@
 import io
 import json
 import os
-import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from support import comfy_cli
 from support.convert import to_prompt
 from support.rig import PACK, REPO
 
 FILES = sorted((REPO / "workflows").glob("*.json"))
+BLUEPRINTS = sorted((REPO / "subgraphs").glob("*.json"))
 
 
 @pytest.fixture(scope="module")
 def validate(rig, tmp_path_factory):
     """path -> the answer of `comfy workflow validate`, asked against what the server offers with all models in place."""
     rig.provide(*(to_prompt(json.loads(path.read_text(encoding="utf-8")), rig.info) for path in FILES))
-    home = tmp_path_factory.mktemp("home")
-    info = home / "object_info.json"
+    info = tmp_path_factory.mktemp("home") / "object_info.json"
     info.write_bytes(rig.server.get_bytes("/object_info"))
-    program = shutil.which("comfy", path=str(Path(sys.executable).parent))
-    assert program, "comfy-cli is in tests/requirements.txt"
-    environment = {**os.environ, "HOME": str(home), "DO_NOT_TRACK": "1"}
-
-    def run(path):
-        command = [program, "--json", "workflow", "validate", "--workflow", path, "--input", info]
-        answer = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment, stdin=subprocess.DEVNULL)
-        return json.loads(answer.stdout)
-
-    return run
+    return lambda path: comfy_cli.validate(path, info)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +39,15 @@ def test_comfy_cli_finds_nothing_to_complain_about(path, answers):
     assert answer["ok"] and answer["data"]["valid"], answer
     assert answer["data"]["errors"] == answer["data"]["warnings"] == []
     assert answer["data"]["converted_node_count"] == sum(node["type"] != "MarkdownNote" for node in workflow["nodes"])
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda p: p.stem)
+def test_comfy_cli_misses_nothing_in_a_blueprint_but_an_output(path, validate):
+    """A blueprint is a part of a graph; tests/browser/test_blueprints.py has it checked inside one."""
+    data = validate(path)["data"]
+    (graph,) = json.loads(path.read_text(encoding="utf-8"))["definitions"]["subgraphs"]
+    assert [error["code"] for error in data["errors"]] == ["prompt_no_outputs"] and data["warnings"] == []
+    assert data["converted_node_count"] == sum(node["type"] != "MarkdownNote" for node in graph["nodes"])
 
 
 def test_comfy_cli_is_no_rubber_stamp(validate, tmp_path):
