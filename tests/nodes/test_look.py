@@ -9,7 +9,7 @@ from PIL import Image
 
 from ipadapter_core.layers import layer_weights
 from ipadapter_core.preprocess import clip_pixels
-from support import lab, plain, shapes
+from support import lab, onnx_faces, plain, shapes
 from support.world import AdapterFiles
 
 
@@ -234,11 +234,17 @@ def test_the_inspector_finds_the_encoder(pack, comfy, folder):
     assert lines(pack, AdapterFiles(folder)["plus", "sd15"])["image encoder"] == "ViT-H, here: my encoder.safetensors"
 
 
-def test_the_inspector_tells_what_a_face_needs(pack, comfy, folder):
-    told = lines(pack, AdapterFiles(folder)["faceid_plusv2", "sd15"])
-    assert told["preset"] == "FACEID PLUS V2"
-    assert "insightface" in told["face recogniser"] and "MISSING" in told["face recogniser"]
-    assert told["LoRA"]
+def test_the_inspector_tells_what_a_face_needs(pack, folder, tmp_path, monkeypatch):
+    """The recogniser's models are missing first, then there; the LoRA lies in the file, as in the published ones."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    name = AdapterFiles(folder)["faceid_plusv2", "sd15"]
+    told = lines(pack, name)
+    assert told["preset"] == "FACEID PLUS V2" and told["LoRA"] == "inside the file"
+    assert told["face recogniser"].startswith("insightface, MISSING. insightface is installed, but its models are missing")
+    onnx_faces.write_models(tmp_path / "insightface" / "models" / "buffalo_l", "buffalo_l")
+    assert lines(pack, name)["face recogniser"] == "insightface, here: buffalo_l"
 
 
 def test_the_inspector_tells_why_a_file_cannot_be_used(pack, comfy, folder):
