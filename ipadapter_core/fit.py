@@ -40,7 +40,7 @@ def fit(image: Tensor, how: str, tiles: int, size: int, mask: Tensor | None = No
     b, h, w, _ = image.shape
     boxes = boxes_of(how, h, w, tiles)
     if mask is not None:
-        mask = (mask if len(mask) == b else mask[:1]).expand(b, -1, -1)
+        mask = per_picture(mask, b)
     if how == "center crop":
         return Fitted(boxes, middle_square(image, size), None if mask is None else middle_mask(mask, size))
     squares = torch.stack([stretched(_cut(image, box, fill), size) for box in boxes], 1).flatten(0, 1)
@@ -49,6 +49,11 @@ def fit(image: Tensor, how: str, tiles: int, size: int, mask: Tensor | None = No
     layer = F.interpolate(mask.unsqueeze(1).float(), size=(h, w), mode="bilinear", antialias=True).movedim(1, -1)
     masks = torch.stack([stretched(_cut(layer, box, (0.0,)), size) for box in boxes], 1).flatten(0, 1)
     return Fitted(boxes, squares, masks[..., 0])
+
+
+def per_picture(mask: Tensor, count: int) -> Tensor:
+    """Masks [m, H, W] -> [count, H, W]: one for each picture, or the first for all."""
+    return (mask if len(mask) == count else mask[:1]).expand(count, -1, -1)
 
 
 def boxes_of(how: str, height: int, width: int, tiles: int) -> tuple[Box, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.family import Encoder
-from ...ipadapter_core.fit import boxes_of, fit, interpolate_positions, pool
+from ...ipadapter_core.fit import boxes_of, fit, interpolate_positions, per_picture, pool
 from ...ipadapter_core.images import rgb
 from ...ipadapter_core.preprocess import CLIP_MEAN, clip_pixels
 from ...ipadapter_core.tiles import join_tiled, merge_tile_features, split_tiles
@@ -73,18 +73,16 @@ def encode(
     pixels: one for each picture, or the first for all.
     """
     images = rgb(images)
-    pixels = pixels or getattr(clip_vision, "image_size", 0)
-    masks = None
-    if mask is not None:
-        masks = (mask if len(mask) == len(images) else mask[:1]).to(images.device).expand(len(images), -1, -1)
+    own = getattr(clip_vision, "image_size", 0)
+    pixels = pixels or own
+    masks = None if mask is None else per_picture(mask, len(images)).to(images.device)
     if clip_vision not in _numbers:
         _numbers[clip_vision] = next(_next_number)
     seen_through = [b""] * len(images) if masks is None else [digest(one) for one in masks]
     keys = [(_numbers[clip_vision], feature, pixels, digest(image), seen) for image, seen in zip(images, seen_through, strict=True)]
     found = {key: features for key in keys if (features := _FEATURES.get(key)) is not None}
     missing = {key: i for i, key in enumerate(keys) if key not in found}
-    own = getattr(clip_vision, "image_size", pixels)
-    size = batch_size or max(1, _BATCH * own**2 // max(pixels, own, 1) ** 2)
+    size = batch_size or (max(1, _BATCH * own**2 // pixels**2) if 0 < own < pixels else _BATCH)
     todo = list(missing.items())
     progress = comfy.utils.ProgressBar(len(todo)) if len(todo) > size else None
     for start in range(0, len(todo), size):
@@ -114,7 +112,7 @@ def encode_fitted(
     size, mean = pixels or getattr(clip_vision, "image_size", 224), getattr(clip_vision, "image_mean", CLIP_MEAN)
     height, width = images.shape[1:3]
     at_once = max(1, _BATCH // len(boxes_of(how, height, width, tiles)))  # the tiles of many pictures together would be large
-    masks = None if mask is None else (mask if len(mask) == len(images) else mask[:1]).expand(len(images), -1, -1)
+    masks = None if mask is None else per_picture(mask, len(images))
     features = []
     for start in range(0, len(images), at_once):
         part = slice(start, start + at_once)

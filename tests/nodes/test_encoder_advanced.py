@@ -173,9 +173,12 @@ class Other:
 
 def test_encoders_of_other_packs_work_at_their_own_size(small):
     """The squares are made as for 224 pixels with CLIP's colours; what needs the encoder's inside is refused in a sentence."""
-    image = lab.images(1, 60, 120)
+    image, other, sizes = lab.images(1, 60, 120), Other(), []
+    encode_image = other.encode_image
+    other.encode_image = lambda pictures: (sizes.append(len(pictures)), encode_image(pictures))[1]
     for fit in ("center crop", "pad", "stretch", "tiles"):
-        assert encode(small.pack, small.adapter, Other(), image, fit=fit)[0].shape == (1, 1024)
+        assert encode(small.pack, small.adapter, other, image, fit=fit)[0].shape == (1, 1024)
+    assert sizes == [1, 1, 1, 8]  # the tiles of a picture go together
     for kw in ({"mask": torch.ones(1, 60, 120)}, {"size": 448}):
         assert "comes from another pack" in sentence(lambda kw=kw: encode(small.pack, small.adapter, Other(), image, **kw))
 
