@@ -88,6 +88,11 @@ def load_insightface(provider: str = "CPU", model_name: str = "buffalo_l") -> An
     return analyser
 
 
+def models_for(base: str) -> str:
+    """The package that FaceID adapters for a base were trained with."""
+    return "antelopev2" if base == "Kolors" else "buffalo_l"
+
+
 def find_models(model_name: str) -> str:
     """The folder that holds a package's files, also where it was unpacked one folder too deep or without the inner models folder.
 

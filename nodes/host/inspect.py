@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.family import Info
 from ...ipadapter_core.published import PRESETS, file_named, is_of, variant_of
-from .faces import find_models, require_insightface
+from .faces import find_models, models_for, require_insightface
 from .files import adapter_path, find_encoder, find_lora, identify_file
 
 
@@ -51,7 +51,7 @@ def _lora(info: Info) -> str:
 
 def _recogniser(info: Info) -> str:
     require_insightface()
-    return find_models("antelopev2" if info.base == "Kolors" else "buffalo_l")
+    return find_models(models_for(info.base))
 
 
 def _presets(info: Info, name: str) -> str:

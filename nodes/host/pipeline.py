@@ -13,7 +13,7 @@ from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.lora import lora_layers
 from ...ipadapter_core.published import PRESETS
 from .adapter import Adapter, load_adapter
-from .faces import load_insightface
+from .faces import load_insightface, models_for
 from .files import find_adapter, find_encoder, find_lora
 from .lora import with_lora, with_lora_file
 from .unet import base_of
@@ -55,8 +55,7 @@ def unified(model: Any, preset: str, lora_strength: float, provider: str) -> tup
         encoder_path = find_encoder(adapter.info.encoder)
         loaded["clipvision"] = {"file": encoder_path, "model": load_encoder(encoder_path)}
     if adapter.info.face:
-        name = "antelopev2" if base == "Kolors" else "buffalo_l"
-        loaded["insightface"] = {"provider": provider, "model": load_insightface(provider, name)}
+        loaded["insightface"] = {"provider": provider, "model": load_insightface(provider, models_for(base))}
         model = _with_face_lora(model, adapter, lora_strength)
     return model, loaded
 
