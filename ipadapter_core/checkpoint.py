@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .errors import IPAdapterError
 from .family import identify
-from .layout import check_layout
+from .shapes import check_layout
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from . import inputs as i
-from .host.reference import Call, apply_call
+from .host.apply_adapter import apply_inputs
+from .host.apply_inputs import ApplyInputs
 
 BOOST = {"min": -5, "max": 5, "step": 0.05}
 
@@ -62,8 +63,34 @@ class IPAdapterAdvanced:
         enhance_ratio=1.0,
         weight_kolors=1.0,
     ):
-        given = {name: value for name, value in dict(locals()).items() if name not in ("self", "model", "ipadapter")}
-        return apply_call(model, ipadapter, Call(**given), per_latent=self.per_latent)
+        inputs = ApplyInputs(
+            start_at=start_at,
+            end_at=end_at,
+            weight=weight,
+            weight_style=weight_style,
+            weight_composition=weight_composition,
+            expand_style=expand_style,
+            weight_type=weight_type,
+            combine_embeds=combine_embeds,
+            weight_faceidv2=weight_faceidv2,
+            image=image,
+            image_style=image_style,
+            image_composition=image_composition,
+            image_negative=image_negative,
+            clip_vision=clip_vision,
+            attn_mask=attn_mask,
+            insightface=insightface,
+            embeds_scaling=embeds_scaling,
+            layer_weights=layer_weights,
+            ipadapter_params=ipadapter_params,
+            encode_batch_size=encode_batch_size,
+            style_boost=style_boost,
+            composition_boost=composition_boost,
+            enhance_tiles=enhance_tiles,
+            enhance_ratio=enhance_ratio,
+            weight_kolors=weight_kolors,
+        )
+        return apply_inputs(model, ipadapter, inputs, per_latent=self.per_latent)
 
 
 class IPAdapter:
@@ -94,8 +121,8 @@ class IPAdapter:
     def apply_ipadapter(self, model, ipadapter, image, weight, start_at, end_at, weight_type, attn_mask=None):
         names = {"standard": "linear", "prompt is more important": "ease out"}
         kind = names[weight_type] if weight_type in names else weight_type
-        call = Call(image=image, weight=weight, start_at=start_at, end_at=end_at, weight_type=kind, attn_mask=attn_mask)
-        return apply_call(model, ipadapter, call)
+        inputs = ApplyInputs(image=image, weight=weight, start_at=start_at, end_at=end_at, weight_type=kind, attn_mask=attn_mask)
+        return apply_inputs(model, ipadapter, inputs)
 
 
 class IPAdapterBatch(IPAdapterAdvanced):

@@ -10,13 +10,15 @@ from ..ipadapter_core.embeds import combine
 from ..ipadapter_core.errors import IPAdapterError
 from ..ipadapter_core.images import rgb
 from . import inputs as i
-from .host.adapter import as_adapter
-from .host.apply import Settings, apply_features, negative_features
+from .host.adapter import as_adapter, from_pipeline
+from .host.apply_inputs import check_mask
 from .host.embeds_file import SUFFIX, load_embeds, save_embeds
 from .host.encoder import encode_fitted
+from .host.features import encode_for, needed_encoder, negative_features, refuse_faces
 from .host.preview import told
-from .host.reference import check_mask, encode_for, from_pipeline, needed_encoder, refuse_faces
+from .host.project import apply_features
 from .host.saved_files import list_saved, stamp
+from .host.settings import Settings
 
 
 class IPAdapterEncoder:

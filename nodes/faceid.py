@@ -6,7 +6,8 @@ from typing import Any
 
 from . import inputs as i
 from .apply import IPAdapterAdvanced
-from .host.reference import Call, apply_faces
+from .host.apply_adapter import apply_faces
+from .host.apply_inputs import ApplyInputs
 
 FACE_IMAGE_OUT = "The face as the encoder sees it: look here when the likeness is off."
 
@@ -84,7 +85,7 @@ class IPAdapterApplyFaceEmbeds:
         }
 
     def apply_faces(self, model, ipadapter, face_embeds, middle_block=True, **settings):
-        return (apply_faces(model, ipadapter, face_embeds, Call(**settings), middle_block),)
+        return (apply_faces(model, ipadapter, face_embeds, ApplyInputs(**settings), middle_block),)
 
 
 NODE_CLASS_MAPPINGS = {

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from ..ipadapter_core.faces import CROP, FaceEmbeds, average, draw_faces, join
+from ..ipadapter_core.face_embeds import CROP, FaceEmbeds, average, draw_faces, join
 from ..ipadapter_core.images import rgb
-from .host.faces import CHOICES, choose, detect
 from .host.faces_file import SUFFIX, load_faces, save_faces
 from .host.preview import told
+from .host.recogniser import CHOICES, choose, detect
 from .host.saved_files import list_saved, stamp
 
 _FACES_OUT = "The faces: average them, save them, or connect them where face embeddings are taken."

@@ -6,7 +6,8 @@ from typing import Any
 
 from ..ipadapter_core.noise import noise as make_noise
 from . import inputs as i
-from .host.reference import Call, apply_call
+from .host.apply_adapter import apply_inputs
+from .host.apply_inputs import ApplyInputs
 
 SCALINGS = {"original": "V only", "linear": "K+V", "channel penalty": "K+mean(V) w/ C penalty"}
 
@@ -57,7 +58,7 @@ class IPAdapterApply:
         unfold_batch=False,
         attn_mask=None,
     ):
-        call = Call(
+        inputs = ApplyInputs(
             image=image,
             image_negative=make_noise("shuffle", noise, image=image) if noise > 0 else None,
             clip_vision=clip_vision,
@@ -67,7 +68,7 @@ class IPAdapterApply:
             end_at=end_at,
             attn_mask=attn_mask,
         )
-        return apply_call(model, ipadapter, call, per_latent=unfold_batch)[:1]
+        return apply_inputs(model, ipadapter, inputs, per_latent=unfold_batch)[:1]
 
 
 NODE_CLASS_MAPPINGS = {"IPAdapterApply": IPAdapterApply}

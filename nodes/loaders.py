@@ -6,9 +6,9 @@ from typing import Any
 
 from . import inputs as i
 from .host.adapter import load_adapter
-from .host.faces import load_insightface
 from .host.files import adapter_names, adapter_path
 from .host.pipeline import unified
+from .host.recogniser import load_insightface
 
 PIPELINE_OUT = "The adapter with the image encoder it needs: connect it to any IPAdapter node, or to another unified loader."
 CHAINED = ("IPADAPTER", {"tooltip": "Another unified loader's output: what it has loaded already is not loaded again."})

@@ -12,12 +12,12 @@ from ..ipadapter_core.images import rgb
 from ..ipadapter_core.plot import Panel, Series, encoder_view, plot, seen_squares
 from ..ipadapter_core.preprocess import CLIP_MEAN
 from . import inputs as i
-from .host.applied import panels
-from .host.apply import weights_of
+from .host.apply_inputs import check_mask
 from .host.files import adapter_names
-from .host.inspect import report
+from .host.inspection import report
+from .host.panels import panels
 from .host.preview import shown, told
-from .host.reference import check_mask
+from .host.settings import weights_of
 
 PLOT_OUT = "The plot, to be saved or previewed elsewhere; the node shows it too."
 

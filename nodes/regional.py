@@ -6,8 +6,7 @@ from typing import Any
 
 from . import inputs as i
 from .apply import IPAdapterAdvanced
-
-REGION_KEYS = ("image", "attn_mask", "weight", "weight_type", "start_at", "end_at")
+from .host.apply_inputs import REGION_KEYS
 
 
 class IPAdapterRegionalConditioning:

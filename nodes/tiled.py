@@ -7,7 +7,8 @@ from typing import Any
 from ..ipadapter_core.images import rgb
 from ..ipadapter_core.tiles import reference_tiles
 from . import inputs as i
-from .host.reference import Call, apply_call, check_mask
+from .host.apply_adapter import apply_inputs
+from .host.apply_inputs import ApplyInputs, check_mask
 
 
 class IPAdapterTiled:
@@ -57,7 +58,7 @@ class IPAdapterTiled:
         for tile, mask in zip(tiles, masks, strict=True):
             if not mask.any():
                 continue
-            call = Call(
+            inputs = ApplyInputs(
                 image=tile,
                 attn_mask=mask,
                 weight=weight,
@@ -70,7 +71,7 @@ class IPAdapterTiled:
                 clip_vision=clip_vision,
                 encode_batch_size=encode_batch_size,
             )
-            model, _ = apply_call(model, ipadapter, call, self.per_latent)
+            model, _ = apply_inputs(model, ipadapter, inputs, self.per_latent)
         return model, tiles.flatten(0, 1), masks.flatten(0, 1)
 
 

@@ -172,3 +172,10 @@ def as_adapter(value: Any) -> Adapter:
             raise IPAdapterError(info.problem)
         built[hint] = Adapter(checkpoint, info, info.label)
     return built[hint]
+
+
+def from_pipeline(ipadapter: Any, part: str) -> Any:
+    """ "clipvision" or "insightface" of the pipeline that a unified loader gives; None for a bare adapter."""
+    if isinstance(ipadapter, dict) and part in ipadapter and ipadapter[part]:
+        return ipadapter[part].get("model")
+    return None

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ipadapter_core.faces import FaceEmbeds
+from ...ipadapter_core.face_embeds import FaceEmbeds
 from .adapter import Adapter
 from .cache import ByteCache, digest
-from .faces import Face, detect
+from .recogniser import Face, detect
 
 CROP_SIZES = {"SD1.5": 224, "SDXL": 256, "Kolors": 336}  # as ComfyUI_IPAdapter_plus cuts them
 _FOUND: ByteCache[tuple[Face, ...]] = ByteCache(64 << 20)

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 
 from ...ipadapter_core.errors import IPAdapterError
-from ...ipadapter_core.faces import FaceEmbeds
+from ...ipadapter_core.face_embeds import FaceEmbeds
 from .saved_files import next_free, saved_path
 
 SUFFIX = ".faces.safetensors"

@@ -13,9 +13,9 @@ from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.lora import lora_layers
 from ...ipadapter_core.published import PRESETS
 from .adapter import Adapter, load_adapter
-from .faces import load_insightface, models_for
 from .files import find_adapter, find_encoder, find_lora
 from .lora import with_lora, with_lora_file
+from .recogniser import load_insightface, models_for
 from .unet import base_of
 
 _encoders: weakref.WeakValueDictionary[tuple, Any] = weakref.WeakValueDictionary()

@@ -7,7 +7,7 @@ import pytest
 from ipadapter_core.encoders import HIDDEN, PROJECTED, TOWERS, fits, needed, tower_of
 from ipadapter_core.errors import IPAdapterError
 from ipadapter_core.family import Encoder, identify
-from ipadapter_core.layout import check_layout
+from ipadapter_core.shapes import check_layout
 from support import shapes
 
 H, BIG_G, L336 = "ViT-H", "ViT-bigG", "ViT-L-336"

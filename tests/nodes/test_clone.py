@@ -46,7 +46,7 @@ def policy(request, comfy, monkeypatch):
 
 
 def patches(model):
-    from ipadapter_pack.nodes.host.patch import layer_patches
+    from ipadapter_pack.nodes.host.layer_patch import layer_patches
 
     return layer_patches(model.model_options["transformer_options"])
 
@@ -193,12 +193,12 @@ def test_leaving_a_device_lets_go_of_what_was_laid_out_there(small):
 
 def test_layouts_are_bound_in_number_and_in_bytes(small, monkeypatch):
     """Each latent size has a layout of its own; with no room, the newest two stay (cond and uncond run apart). Pictures stay the same."""
-    from ipadapter_pack.nodes.host import patch
+    from ipadapter_pack.nodes.host import application as module
 
     sizes = [(8, 8), (8, 16), (16, 8), (16, 16), (8, 24)]
     want = [small.out(small.apply(), hw=hw) for hw in sizes]
-    for limit, most in ((1 << 30, patch.LAYOUTS), (0, 2)):
-        monkeypatch.setattr(patch, "LAYOUT_BYTES", limit)
+    for limit, most in ((1 << 30, module.LAYOUTS), (0, 2)):
+        monkeypatch.setattr(module, "LAYOUT_BYTES", limit)
         model = small.apply()
         ((_, application),) = next(iter(patches(model).values())).parts
         got = []

@@ -22,9 +22,9 @@ NAMES = tuple(onnx_faces.FILES)
 
 @pytest.fixture(scope="session")
 def faces(pack):
-    from ipadapter_pack.nodes.host import faces
+    from ipadapter_pack.nodes.host import recogniser
 
-    return faces
+    return recogniser
 
 
 @pytest.fixture(scope="session")
@@ -255,7 +255,7 @@ sys.argv = ["main.py", "--cpu"]
 for name, path in (("pack", {str(repo)!r}), ("pack.nodes", {str(repo / "nodes")!r}), ("pack.nodes.host", {str(repo / "nodes" / "host")!r})):
     module = sys.modules[name] = types.ModuleType(name)
     module.__path__ = [path]
-import pack.nodes.host.faces
+import pack.nodes.host.recogniser
 assert not {{"insightface", "onnxruntime", "cv2"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -25,7 +25,7 @@ def run(cls, **kw):
 
 
 def panels(model, steps=20, scheduler="normal"):
-    from ipadapter_pack.nodes.host.applied import panels
+    from ipadapter_pack.nodes.host.panels import panels
 
     return panels(model, steps, scheduler)
 
@@ -100,7 +100,7 @@ def test_layers_that_push_the_picture_away_are_below_zero(small):
 @pytest.mark.parametrize(("scheduler", "steps"), [("normal", 20), ("karras", 12), ("ddim_uniform", 30)])
 def test_the_plot_of_the_steps_is_where_the_sampler_has_the_adapter_on(small, scheduler, steps, monkeypatch):
     """Watched while sampling: whether the window is open in each step, by the sigma of the step (ddim_uniform adds one to 30)."""
-    from ipadapter_pack.nodes.host.patch import Application
+    from ipadapter_pack.nodes.host.application import Application
 
     model = small.apply(weight=0.6, start_at=0.2, end_at=0.7)
     watched = []

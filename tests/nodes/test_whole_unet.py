@@ -25,9 +25,10 @@ SIZE = (8, 8)
 @pytest.fixture(scope="module")
 def host(pack):
     from ipadapter_pack.ipadapter_core import layers, masks
-    from ipadapter_pack.nodes.host import adapter, apply
+    from ipadapter_pack.nodes.host import adapter, project
 
-    return SimpleNamespace(as_adapter=adapter.as_adapter, apply=apply.apply_features, Settings=apply.Settings, layers=layers, masks=masks)
+    apply, how = project.apply_features, project.Settings
+    return SimpleNamespace(as_adapter=adapter.as_adapter, apply=apply, Settings=how, layers=layers, masks=masks)
 
 
 def features(family, tag, count=1):

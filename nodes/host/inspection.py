@@ -8,8 +8,8 @@ from collections.abc import Callable
 from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.family import Info
 from ...ipadapter_core.published import PRESETS, file_named, is_of, variant_of
-from .faces import find_models, models_for, require_insightface
 from .files import adapter_path, find_encoder, find_lora, identify_file
+from .recogniser import find_models, models_for, require_insightface
 
 
 def report(name: str) -> str:

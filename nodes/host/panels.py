@@ -12,7 +12,8 @@ import comfy.samplers
 from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.layers import layers
 from ...ipadapter_core.plot import Panel, Series
-from .patch import Application, layer_patches
+from .application import Application
+from .layer_patch import layer_patches
 from .unet import base_of
 
 _BLOCKS = {"input": "in", "middle": "mid", "output": "out"}
