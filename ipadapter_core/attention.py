@@ -78,18 +78,19 @@ def project_kv(
     return KV(torch.cat(parts, dim=1), slots)
 
 
-def scale_kv(k: Tensor, v: Tensor, scaling: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+def scale_kv(k: Tensor, v: Tensor, scaling: str, weight: Tensor, pictures: int = 1) -> tuple[Tensor, Tensor]:
     """K and V [r, h, t, d] under one of SCALINGS; weight is 0-d or [r, 1, 1, 1]. "V only" is not scaled here.
 
     K+V: both times w. With C penalty: w becomes w C / 1280, C the layer's width. K+mean(V): V becomes (V - m) + m w',
-    m its mean over the tokens.
+    m its mean over the tokens of each of the `pictures` that stand side by side.
     """
     if scaling == "V only":
         return k, v
     if scaling != "K+V":
         weight = weight * (k.shape[1] * k.shape[3] / PENALTY_WIDTH)
     if scaling == "K+mean(V) w/ C penalty":
-        mean = v.mean(dim=2, keepdim=True)
+        each = v.unflatten(2, (pictures, -1))
+        mean = each.mean(dim=3, keepdim=True).expand_as(each).flatten(2, 3)
         return k * weight, v - mean + mean * weight
     return k * weight, v * weight
 
@@ -100,10 +101,21 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def image_attention(q: Tensor, k: Tensor, v: Tensor, attention: Callable[[Tensor, Tensor, Tensor], Tensor] = sdpa) -> Tensor:
-    """q [b, n, h d], K and V [r, h, t, d] -> [b, n, h d]; b is a multiple of r, and b / r neighbours share a row."""
+    """q [b, n, h d], K and V [r, h, t, d] -> [b, n, h d]; b is a multiple of r, and b / r neighbours share a row.
+
+    Which row belongs to which q is the caller's to know: a b that is no multiple of r would be split across rows.
+    """
     rows, heads, _, dim = k.shape
     out = attention(q.reshape(rows, -1, heads, dim).transpose(1, 2), k, v)
     return out if rows == q.shape[0] else out.view(q.shape)
+
+
+def runs(index: Sequence[int]) -> tuple[int, ...]:
+    """A shorter index where neighbours share a row: one entry for each run, all runs as long as each other (1, 1, 2, 2 -> 1, 2)."""
+    count = len(index)
+    lengths = (length for length in range(count, 0, -1) if count % length == 0)
+    alike = (length for length in lengths if all(index[i] == index[i - i % length] for i in range(count)))
+    return tuple(index[:: next(alike)])
 
 
 def select_rows(rows: Tensor, index: Sequence[int]) -> Tensor:

@@ -29,13 +29,14 @@ _BLOCKS: dict[str, tuple[tuple[str, int, int], ...]] = {
         ("middle", 0, 10),
     ),
 }  # fmt: skip
+_LEVELS = {"SD1.5": 4, "SDXL": 3}
 
 
 @dataclass(frozen=True)
 class Layer:
     """One cross-attention: its number in the adapter's keys, its block in the UNet, and `t`, the place of its
     SpatialTransformer in the UNet's order of execution (ComfyUI's transformer_index). depth: how many cross-attentions
-    that SpatialTransformer has, `index` being this one's place among them."""
+    that SpatialTransformer has, `index` being this one's place among them. level: how often the latent is halved there."""
 
     key: int
     name: str
@@ -43,6 +44,7 @@ class Layer:
     index: int
     t: int
     depth: int
+    level: int
 
 
 @lru_cache
@@ -51,7 +53,16 @@ def layers(base: str) -> tuple[Layer, ...]:
     blocks = _BLOCKS[base]
     execution = sorted(blocks, key=lambda block: ("input", "middle", "output").index(block[0]))
     order = [(block, index) for block in blocks for index in range(block[2])]
-    return tuple(Layer(2 * i + 1, block[0], block[1], index, execution.index(block), block[2]) for i, (block, index) in enumerate(order))
+    return tuple(
+        Layer(2 * i + 1, name, id, index, execution.index((name, id, depth)), depth, _level(base, name, id))
+        for i, ((name, id, depth), index) in enumerate(order)
+    )
+
+
+def _level(base: str, name: str, id: int) -> int:
+    """Each level has three input and three output blocks; the middle block is at the last one."""
+    last = _LEVELS[base] - 1
+    return {"input": id // 3, "middle": last, "output": last - id // 3}[name]
 
 
 def key_order(base: str) -> tuple[tuple[str, int, int], ...]:

@@ -7,8 +7,9 @@ from typing import Any
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from .application import Application
-from .layer_patch import PLAN, LayerPatch, current_sigma, layer_patches
-from .polarity import name_conds, remember_conds
+from .chunks import chunks_of, describe_conds, remember_conds
+from .layer_patch import PLAN, LayerPatch, Plan, applications, current_sigma, layer_patches
+from .layout import Layout, layout_of
 from .unet import compute_dtype
 
 KEY = "ipadapter"  # of our wrappers and callbacks
@@ -17,49 +18,56 @@ KEY = "ipadapter"  # of our wrappers and callbacks
 def add_application(model: Any, application: Application) -> None:
     """Put an application on the layers of a ModelPatcher (a fresh clone) whose weight is not zero."""
     standing = model.model_options.get("transformer_options", {}).get("patches_replace", {}).get("attn2", {})
-    slots = [slot for patch in standing.values() if isinstance(patch, LayerPatch) for slot, _ in patch.applications()]
-    slot = 1 + max(slots, default=-1)
     for layer in application.layers.values():
         full, short = (layer.name, layer.id, layer.index), (layer.name, layer.id)
         previous = standing.get(full, standing.get(short))
         if isinstance(previous, LayerPatch) and previous.layer == layer:
             patch = previous.copy()
-            patch.parts.append((slot, application))
+            patch.applications += (application,)
         else:
-            patch = LayerPatch(layer, previous, [(slot, application)])
+            patch = LayerPatch(layer, previous, (application,))
         whole_block = layer.depth == 1 and full not in standing
         model.set_model_attn2_replace(patch, layer.name, layer.id, None if whole_block else layer.index)
 
     if not model.get_callbacks(CallbacksMP.ON_CLONE, KEY):
         model.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, unshare)
     for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, settle_windows),
         (WrappersMP.PREDICT_NOISE, remember_conds),
-        (WrappersMP.CALC_COND_BATCH, name_conds),
+        (WrappersMP.CALC_COND_BATCH, describe_conds),
         (WrappersMP.APPLY_MODEL, prepare_call),
     ):
         if not model.get_wrappers(kind, KEY):
             model.add_wrapper_with_key(kind, KEY, wrapper)
 
 
+def settle_windows(executor, *args, **kwargs):
+    """OUTER_SAMPLE wrapper: start_at and end_at as sigmas of the sampling that is set now, which later nodes may have changed."""
+    model = executor.class_obj.model_patcher
+    for application in applications(model.model_options.get("transformer_options", {})):
+        if application.window is not None:
+            application.window.settle(model.get_model_object("model_sampling"))
+    return executor(*args, **kwargs)
+
+
 def prepare_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-    """APPLY_MODEL wrapper: settles once what every layer of this call needs. At most one host sync, for the window."""
+    """APPLY_MODEL wrapper: settles once what every layer of this call needs. At most one host sync, for the windows."""
     options = {} if transformer_options is None else transformer_options
-    found: dict[int, set[Application]] = {}
-    joined = False
-    for patch in layer_patches(options).values():
-        for first, second in patch.parts:
-            if isinstance(second, Application):
-                found.setdefault(first, set()).add(second)
-            else:
-                joined = True
-    applications = {slot: next(iter(these)) for slot, these in found.items() if len(these) == 1}
-    plan: dict[Any, Any] = {}
-    if joined or any(application.window is not None for application in applications.values()):
-        plan["sigma"] = current_sigma(options)
-    dtype = compute_dtype(executor.class_obj)
-    for slot, application in applications.items():
-        open_now = application.window is None or application.is_open(plan["sigma"])
-        plan[slot] = application, application.prepare(options, tuple(x.shape), x.device, dtype) if open_now else None
+    patches = layer_patches(options).values()
+    found = applications(options)
+    plan = Plan()
+    if any(application.window for application in found) or any(patch.joined for patch in patches):
+        plan.sigma = current_sigma(options)
+    dtype, sampling = compute_dtype(executor.class_obj), executor.class_obj.model_sampling
+    layouts: dict[Application, Layout | None] = {}
+    if found:
+        chunks = chunks_of(options, x.shape[0], (x.shape[-2], x.shape[-1]))
+        for application in found:
+            window, sigma = application.window, plan.sigma
+            acts = window is None or sigma is None or window.is_open(sigma, sampling)
+            layouts[application] = layout_of(application, chunks, x.device, dtype) if acts else None
+    for patch in patches:
+        plan.layouts[patch.layer.key] = patch, tuple(layouts[application] for application in patch.applications)
     return executor(x, t, c_concat, c_crossattn, control, {**options, PLAN: plan}, **kwargs)
 
 

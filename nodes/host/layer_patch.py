@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from comfy.ldm.modules import attention
@@ -11,22 +12,37 @@ from torch import Tensor
 
 from ...ipadapter_core.attention import image_attention
 from ...ipadapter_core.layers import Layer
-from .application import Application, Prepared
+from .application import Application
+from .chunks import chunks_of
+from .layout import Layout, layout_of
 
-PLAN = "ipadapter_plan"  # {slot: (Application, Prepared, or None while its window is closed)}, for one model call
+PLAN = "ipadapter_plan"  # the Plan of a model call in transformer_options
 
 
-class LayerPatch:
-    """Stands on one attn2 key: the attention that stood there before, plus the image attention of each application.
+@dataclass
+class Plan:
+    """What was settled once for a model call.
 
-    `parts` are (slot, Application) pairs of ours, or (callback, kwargs) that InstantID, PuLID and the like `.add`:
-    callback(out, q, k, v, extra_options, **kwargs) is added to the output while kwargs' sigma_start >= sigma >= sigma_end.
+    sigma: None if nobody asks. layouts: layer number -> the patch there, and a layout for each of its applications, None for one
+    that does not act in this call. Keyed by number, since a key that is new at every apply would make torch.compile start anew.
     """
 
-    def __init__(self, layer: Layer, previous: Callable | None, parts: list[tuple[Any, Any]]):
-        self.layer = layer
-        self.previous = previous
-        self.parts = parts
+    sigma: float | None = None
+    layouts: dict[int, tuple[LayerPatch, tuple[Layout | None, ...]]] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class LayerPatch:
+    """Stands on one attn2 key: what stood there before, plus the image attention of each application.
+
+    joined: what InstantID, PuLID and the like `.add`: (callback, kwargs), where callback(out, q, k, v, extra_options, **kwargs)
+    is added to the output while kwargs' sigma_start >= sigma >= sigma_end.
+    """
+
+    layer: Layer
+    previous: Callable | None
+    applications: tuple[Application, ...] = ()
+    joined: list[tuple[Callable, dict[str, Any]]] = field(default_factory=list)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         heads, precision = extra_options["n_heads"], extra_options["attn_precision"]
@@ -40,38 +56,30 @@ class LayerPatch:
                 q, k, v, heads, attn_precision=precision, transformer_options=extra_options, skip_reshape=True
             )
 
-        plan = extra_options.get(PLAN, {})
-        for first, second in self.parts:
-            if not isinstance(second, Application):
-                sigma = plan["sigma"] if "sigma" in plan else current_sigma(extra_options)
-                if second.get("sigma_end", 0.0) <= sigma <= second.get("sigma_start", float("inf")):
-                    out = out + first(out, q, k, v, extra_options, **second)
-                continue
-            owner, prepared = plan.get(first, (None, None))
-            if owner is not second or (prepared is not None and prepared.dtype != q.dtype):
-                prepared = self._unplanned(second, q, extra_options)
-            if prepared is not None:
-                image = image_attention(q, *prepared.kv[self.layer.key], attend)
-                out = prepared.add(out, image, self.layer)
+        plan: Plan | None = extra_options.get(PLAN)
+        owner, planned = (None, ()) if plan is None else plan.layouts.get(self.layer.key, (None, ()))
+        for place, application in enumerate(self.applications):
+            if owner is self:
+                layout = planned[place]
+                if layout is not None and not layout.fits(q, extra_options):
+                    layout = _for_rows(application, q, extra_options)
+            else:
+                layout = _unplanned(application, q, extra_options)
+            if layout is not None:
+                image = image_attention(q, *layout.kv[self.layer.key], attend)
+                out = layout.add(out, image, self.layer, extra_options)
+        if self.joined:
+            sigma = plan.sigma if plan is not None and plan.sigma is not None else current_sigma(extra_options)
+            for callback, kwargs in self.joined:
+                if kwargs.get("sigma_end", 0.0) <= sigma <= kwargs.get("sigma_start", float("inf")):
+                    out = out + callback(out, q, k, v, extra_options, **kwargs)
         return out
-
-    @staticmethod
-    def _unplanned(application: Application, q: Tensor, options: dict[str, Any]) -> Prepared | None:
-        """For calls that did not come through prepare_call, or with a q of another dtype than the model computes in."""
-        if application.window is not None and not application.is_open(current_sigma(options)):
-            return None
-        return application.prepare(options, tuple(options["original_shape"]), q.device, q.dtype)
 
     def add(self, callback: Callable, **kwargs: Any) -> None:
         """The protocol by which InstantID and PuLID join whatever stands on their key."""
-        self.parts.append((callback, kwargs))
-
-    def applications(self) -> list[tuple[int, Application]]:
-        return [part for part in self.parts if isinstance(part[1], Application)]
+        self.joined.append((callback, kwargs))
 
     def to(self, target: Any) -> LayerPatch:
-        for _, application in self.applications():
-            application.to(target)
         if hasattr(self.previous, "to"):
             self.previous = self.previous.to(target)  # type: ignore[union-attr]
         return self
@@ -81,10 +89,23 @@ class LayerPatch:
         return self.previous.models() if hasattr(self.previous, "models") else []  # type: ignore[union-attr]
 
     def copy(self) -> LayerPatch:
-        return LayerPatch(self.layer, self.previous, list(self.parts))
+        return LayerPatch(self.layer, self.previous, self.applications, list(self.joined))
 
     def __deepcopy__(self, memo: dict) -> LayerPatch:
-        return LayerPatch(self.layer, copy.deepcopy(self.previous, memo), list(self.parts))
+        return LayerPatch(self.layer, copy.deepcopy(self.previous, memo), self.applications, list(self.joined))
+
+
+def _unplanned(application: Application, q: Tensor, options: dict[str, Any]) -> Layout | None:
+    """For calls that did not come through prepare_call, and patches that another pack hides from it."""
+    if application.window is not None and not application.window.is_open(current_sigma(options)):
+        return None
+    return _for_rows(application, q, options)
+
+
+def _for_rows(application: Application, q: Tensor, options: dict[str, Any]) -> Layout | None:
+    """For the rows that are really there, where the options say what they are. Raises IPAdapterError where they do not."""
+    height, width = options["original_shape"][-2:]
+    return layout_of(application, chunks_of(options, q.shape[0], (height, width)), q.device, q.dtype)
 
 
 def current_sigma(options: Mapping[str, Any]) -> float:
@@ -96,3 +117,8 @@ def layer_patches(options: Mapping[str, Any]) -> dict[Any, LayerPatch]:
     """Our patches in transformer_options, by their attn2 key."""
     patches = options.get("patches_replace", {}).get("attn2", {})
     return {key: patch for key, patch in patches.items() if isinstance(patch, LayerPatch)}
+
+
+def applications(options: Mapping[str, Any]) -> list[Application]:
+    """Those of our patches in transformer_options, in the order in which they were applied."""
+    return list(dict.fromkeys(application for patch in layer_patches(options).values() for application in patch.applications))

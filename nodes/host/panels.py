@@ -13,7 +13,7 @@ from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.layers import layers
 from ...ipadapter_core.plot import Panel, Series
 from .application import Application
-from .layer_patch import layer_patches
+from .layer_patch import applications
 from .unet import base_of
 
 _BLOCKS = {"input": "in", "middle": "mid", "output": "out"}
@@ -27,7 +27,7 @@ def panels(model: Any, steps: int, scheduler: str) -> list[Panel]:
     adapter's strongest layer. Raises IPAdapterError where there is no adapter.
     """
     base = base_of(model)
-    applied = _applications(model)
+    applied = applications(model.model_options.get("transformer_options", {}))
     if not applied:
         raise IPAdapterError(
             "There is no adapter on this model: connect the model that an IPAdapter node gives, with a weight that is not 0."
@@ -36,14 +36,16 @@ def panels(model: Any, steps: int, scheduler: str) -> list[Panel]:
     signed = [_signed(application) for application in applied]
     frames = max(len(weight) for weights in signed for weight in weights.values())
     places = sorted({(layer.t, f"{_BLOCKS[layer.name]} {layer.id}") for layer in layers(base)})
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)[:-1].tolist()
+    sampling = model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, steps)[:-1].tolist()
 
     def series(values: Iterable[list[float]]) -> list[Series]:
         return [Series(name, one) for name, one in zip(names, values, strict=True)]
 
     def over_steps(application: Application, weights: Signed) -> list[float]:
         strongest = _strongest([one for weight in weights.values() for one in weight])
-        return [strongest if application.is_open(sigma) else 0.0 for sigma in sigmas]
+        window = application.window
+        return [strongest if window is None or window.is_open(sigma, sampling) else 0.0 for sigma in sigmas]
 
     title = f"Weight over the layers of {base}, as they are computed{', mean of all frames' if frames > 1 else ''}"
     bars = series([fmean(weights.get(t, (0.0,))) for t, _ in places] for weights in signed)
@@ -56,13 +58,6 @@ def panels(model: Any, steps: int, scheduler: str) -> list[Panel]:
         curves = series(_over_frames(weights, frames) for weights in signed)
         found.append(Panel("Weight of the strongest layer over frames", _numbers(frames), curves, "line"))
     return found
-
-
-def _applications(model: Any) -> list[Application]:
-    """In the order in which they were applied."""
-    patches = layer_patches(model.model_options.get("transformer_options", {}))
-    slots = {slot: application for patch in patches.values() for slot, application in patch.applications()}
-    return [slots[slot] for slot in sorted(slots)]
 
 
 def _signed(application: Application) -> Signed:

@@ -19,6 +19,7 @@ from .features import Features
 from .install import add_application
 from .settings import Settings
 from .unet import base_of, compute_dtype, cross_attentions
+from .windows import Window
 
 
 def check_model(model: Any, adapter: Adapter) -> str:
@@ -123,9 +124,21 @@ def apply_features(
     if text_projection is not None:
         key = (*key, digest(text_projection.weight), weight_kolors)
     kv = adapter.kv(tuple(numbered), heads, compute_dtype(model.model), key, tokens)
-    window = _window(model, settings)
-    scaling, mask, per_latent = settings.embeds_scaling, settings.mask, settings.per_latent
-    add_application(work, Application(kv, negatives, chosen, weights, scaling, window, mask, per_latent, adapter.name, swapped))
+    pictures = 1 if settings.per_latent else pairs["default"][0][0].shape[0]
+    application = Application(
+        kv=kv,
+        negative=tuple(range(negatives)),
+        positive=tuple(range(negatives, kv.rows.shape[0])),
+        tokens=next(kv.slots[number].tokens for number, layer in numbered.items() if layer.t not in moved) // pictures,
+        layers=chosen,
+        weights=weights,
+        scaling=settings.embeds_scaling,
+        window=_window(model, settings),
+        mask=settings.mask,
+        name=adapter.name,
+        away=swapped,
+    )
+    add_application(work, application)
     return work
 
 
@@ -148,8 +161,7 @@ def _through_text_projection(tokens: Tensor, layer: Any, weight: float) -> Tenso
     return F.linear(tokens, layer.weight.to(tokens) * weight, bias)
 
 
-def _window(model: Any, settings: Settings) -> tuple[float, float] | None:
+def _window(model: Any, settings: Settings) -> Window | None:
     if settings.start_at <= 0 and settings.end_at >= 1:
         return None
-    sampling = model.get_model_object("model_sampling")
-    return sampling.percent_to_sigma(settings.start_at), sampling.percent_to_sigma(settings.end_at)
+    return Window(settings.start_at, settings.end_at, model.get_model_object("model_sampling"))

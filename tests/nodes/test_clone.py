@@ -63,7 +63,7 @@ def snapshot(model):
         look(model.model_options),
         look(model.wrappers),
         look(model.callbacks),
-        {key: list(patch.parts) for key, patch in patches(model).items()},
+        {key: (patch.applications, list(patch.joined)) for key, patch in patches(model).items()},
     )
 
 
@@ -73,7 +73,7 @@ def test_ten_runs_leave_one_adapter(small):
     first = small.out(small.apply())
     for weight in (0.1, 0.3, 0.5, 0.7, 0.9, 1.1, 0.2, 0.4, 0.6, 0.8):
         model = small.apply(weight=weight)
-        assert {len(patch.parts) for patch in patches(model).values()} == {1}
+        assert {len(patch.applications) for patch in patches(model).values()} == {1}
     assert torch.equal(small.out(model), first)
     assert snapshot(small.unet) == untouched
     assert untouched[0] == {"transformer_options": {}}
@@ -85,8 +85,7 @@ def test_ten_runs_behind_a_patched_model_leave_two_adapters(small):
     first = small.out(small.apply(upstream))
     for _ in range(10):
         model = small.apply(upstream)
-        assert {len(patch.parts) for patch in patches(model).values()} == {2}
-        assert {len({slot for slot, _ in patch.parts}) for patch in patches(model).values()} == {2}
+        assert {len(set(patch.applications)) for patch in patches(model).values()} == {2}
     assert torch.equal(small.out(model), first)
     assert snapshot(upstream) == untouched
     assert torch.equal(small.out(upstream), picture)
@@ -102,7 +101,7 @@ def test_branches_of_one_model_do_not_meet(small):
 def test_wrappers_are_registered_once(small):
     model = small.apply(small.apply(small.apply().clone()))
     counts = {kind: {key: len(these) for key, these in keyed.items()} for kind, keyed in model.wrappers.items()}
-    assert counts == {"predict_noise": {"ipadapter": 1}, "calc_cond_batch": {"ipadapter": 1}, "apply_model": {"ipadapter": 1}}
+    assert counts == {kind: {"ipadapter": 1} for kind in ("outer_sample", "predict_noise", "calc_cond_batch", "apply_model")}
     assert {kind: {key: len(these) for key, these in keyed.items()} for kind, keyed in model.callbacks.items()} == {
         "on_clone": {"ipadapter": 1}
     }
@@ -123,7 +122,7 @@ def test_what_joins_a_clone_stays_in_it(small):
     assert torch.equal(small.out(model), before)
     assert not torch.equal(small.out(joined), before)
     again = joined.clone()
-    assert {len(patch.parts) for patch in patches(again).values()} == {2}
+    assert {(len(patch.applications), len(patch.joined)) for patch in patches(again).values()} == {(1, 1)}
     assert torch.equal(small.out(again), small.out(joined))
 
 
@@ -138,7 +137,7 @@ def test_what_joins_upstream_afterwards_does_not_reach_a_clone(small):
 
 
 def tensors(model):
-    return [application.kv.rows.data_ptr() for patch in patches(model).values() for _, application in patch.applications()]
+    return [application.kv.rows.data_ptr() for patch in patches(model).values() for application in patch.applications]
 
 
 def test_copies_share_the_tensors(small):
@@ -151,7 +150,7 @@ def test_copies_share_the_tensors(small):
     for key, patch in patches(model).items():
         twin = deep["transformer_options"]["patches_replace"]["attn2"][key]
         assert twin is not patch
-        assert [part[1] for part in twin.parts] == [part[1] for part in patch.parts]
+        assert twin.applications == patch.applications
 
 
 def test_a_copy_of_what_stood_there_before_is_its_own(small):
@@ -179,33 +178,23 @@ def test_moved_to_a_device_and_a_dtype(small):
     assert torch.equal(small.out(small.apply()), want)
 
 
-def test_leaving_a_device_lets_go_of_what_was_laid_out_there(small):
-    """Copies of K and V for the chunks of a call go when the model leaves the device; K and V themselves stay."""
-    model = small.apply()
-    small.out(model)
-    ((_, application),) = next(iter(patches(model).values())).parts
-    assert application._layouts
-    for patch in patches(model).values():
-        patch.to(torch.device("meta"))
-    assert not application._layouts
-    assert application.kv.rows.device.type == "cpu"
-
-
 def test_layouts_are_bound_in_number_and_in_bytes(small, monkeypatch):
-    """Each latent size has a layout of its own; with no room, the newest two stay (cond and uncond run apart). Pictures stay the same."""
-    from ipadapter_pack.nodes.host import application as module
+    """With a mask each latent size has a layout of its own; with no room, the newest two stay (cond and uncond run apart)."""
+    from ipadapter_pack.nodes.host import layout_cache as module
 
+    monkeypatch.setattr(module, "LAYOUTS", 4)
     sizes = [(8, 8), (8, 16), (16, 8), (16, 16), (8, 24)]
-    want = [small.out(small.apply(), hw=hw) for hw in sizes]
+    how = dict(attn_mask=torch.ones(1, 8, 8), embeds_scaling="K+V")
+    want = [small.out(small.apply(**how), hw=hw) for hw in sizes]
     for limit, most in ((1 << 30, module.LAYOUTS), (0, 2)):
         monkeypatch.setattr(module, "LAYOUT_BYTES", limit)
-        model = small.apply()
-        ((_, application),) = next(iter(patches(model).values())).parts
+        model = small.apply(**how)
+        (application,) = next(iter(patches(model).values())).applications
         got = []
         for hw in sizes:
             got.append(small.out(model, hw=hw))
-            assert 0 < len(application._layouts) <= most
-        assert len(application._layouts) == most
+            assert 0 < len(application.layouts) <= most
+        assert len(application.layouts) == most
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 

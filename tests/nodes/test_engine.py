@@ -171,7 +171,7 @@ def test_follows_the_models_numbers(small, dtype, compute, tolerance):
     model, twin = stored(small.unet, dtype, compute)
     adapted = small.apply(model)
     (patch, *_) = adapted.model_options["transformer_options"]["patches_replace"]["attn2"].values()
-    assert patch.parts[0][1].kv.rows.dtype == (compute or dtype)
+    assert patch.applications[0].kv.rows.dtype == (compute or dtype)
     got = small.out(adapted)
     assert torch.isfinite(got).all()
     assert plain.error(got - small.out(model), small.out(small.apply(twin)) - small.out(twin), torch.zeros(1)) < tolerance

@@ -100,12 +100,12 @@ def test_layers_that_push_the_picture_away_are_below_zero(small):
 @pytest.mark.parametrize(("scheduler", "steps"), [("normal", 20), ("karras", 12), ("ddim_uniform", 30)])
 def test_the_plot_of_the_steps_is_where_the_sampler_has_the_adapter_on(small, scheduler, steps, monkeypatch):
     """Watched while sampling: whether the window is open in each step, by the sigma of the step (ddim_uniform adds one to 30)."""
-    from ipadapter_pack.nodes.host.application import Application
+    from ipadapter_pack.nodes.host.windows import Window
 
     model = small.apply(weight=0.6, start_at=0.2, end_at=0.7)
     watched = []
-    is_open = Application.is_open
-    monkeypatch.setattr(Application, "is_open", lambda self, sigma: (watched.append(is_open(self, sigma)), watched[-1])[1])
+    is_open = Window.is_open
+    monkeypatch.setattr(Window, "is_open", lambda self, *args: (watched.append(is_open(self, *args)), watched[-1])[1])
     small.out(model, steps=steps, scheduler=scheduler)
     sampled, watched[:] = list(watched), []
     (over_steps,) = panels(model, steps, scheduler)[1:]

@@ -245,7 +245,8 @@ def calls(model, **kw):
     seen = []
 
     def spy(q, k, v, extra_options):
-        seen.append((float(extra_options["sigmas"][0]), extra_options[PLAN][0][1] is not None))
+        _, (layout,) = extra_options[PLAN].layouts[1]
+        seen.append((float(extra_options["sigmas"][0]), layout is not None))
         return q, k, v
 
     watched = model.clone()

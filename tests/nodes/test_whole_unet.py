@@ -5,7 +5,6 @@ and 1.3e-5 where the adapter is on two layers only and changes little. SDXL's la
 """
 
 from functools import cached_property
-from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -235,23 +234,21 @@ def test_keys_by_comfyuis_own_table_of_names(host, pair, arch):
 
 @both_archs
 @pytest.mark.parametrize("size", [(7, 13), (9, 5), (16, 8)])
-def test_places_and_token_counts_in_the_real_unet(host, pair, arch, size):
-    """transformer_index of each block and its number of tokens, as ComfyUI reports them to patches while it runs."""
+def test_places_and_token_grids_in_the_real_unet(host, pair, arch, size):
+    """transformer_index of each block and the grid of its tokens, as ComfyUI reports them to patches while it runs."""
     seen = {}
 
     def spy(n, context, value, options):
-        seen[(*options["block"], options["block_index"])] = options["transformer_index"], n.shape[1]
+        shape = tuple(options["activations_shape"][-2:])
+        assert n.shape[1] == shape[0] * shape[1]
+        seen[(*options["block"], options["block_index"])] = options["transformer_index"], shape
         return n, context, value
 
     spied = pair.model.clone()
     spied.set_model_attn2_patch(spy)
     comfyui_noise(spied, arch, size)
-    last = {"sd15": 3, "sdxl": 2}[arch]
-    counts = list(host.masks.level_sizes(*size))
-    assert all(larger > smaller for larger, smaller in pairwise(counts))
     for layer in host.layers.layers(BASES[arch]):
-        level = {"input": (layer.id - 1) // 3, "middle": last, "output": last - layer.id // 3}[layer.name]
-        assert seen.pop((layer.name, layer.id, layer.index)) == (layer.t, counts[level])
+        assert seen.pop((layer.name, layer.id, layer.index)) == (layer.t, host.masks.level_size(*size, layer.level))
     assert not seen
 
 

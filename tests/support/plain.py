@@ -62,25 +62,28 @@ class Small:
         positive = self.features(images)
         return self.tokens(positive), self.tokens(torch.zeros_like(positive))
 
-    def plain_model(self, rows: Rows, weight: float = 0.8, model=None):
-        """A clone with the plain adapter on it; rows(extra_options, batch) gives the tokens [b, t, 768] of a call."""
+    def plain_model(self, rows: Rows, weight: float = 0.8, model=None, masks: Rows | None = None):
+        """A clone with the plain adapter on it; rows(extra_options, batch) gives the tokens [b, t, 768] of a call, masks its [b, h, w]."""
         patched = (self.unet if model is None else model).clone()
         for number, (name, block) in enumerate(KEYS):
             to_k, to_v = (self.state["ip_adapter"][f"{2 * number + 1}.to_{part}_ip.weight"] for part in "kv")
-            patched.set_model_attn2_replace(plain_attention(to_k, to_v, rows, weight), name, block)
+            patched.set_model_attn2_replace(plain_attention(to_k, to_v, rows, weight, masks), name, block)
         return patched
 
-    def reference(self, negative_prompts: list[Any], model=None):
+    def reference(self, negative_prompts: list[Any], model=None, masks: Rows | None = None):
         """A model with the plain adapter and one picture, the chunks of these prompts on the negative side."""
-        patched = self.plain_model(by_sides(*self.sides(lab.images(1))), model=model)
+        patched = self.plain_model(by_sides(*self.sides(lab.images(1))), model=model, masks=masks)
         return name_sides(patched, [prompt[0][0] for prompt in negative_prompts])
 
 
-def plain_attention(to_k: Tensor, to_v: Tensor, rows: Rows, weight: float):
+def plain_attention(to_k: Tensor, to_v: Tensor, rows: Rows, weight: float, masks: Rows | None = None):
     def replace(q, k, v, extra_options):
         tokens = rows(extra_options, q.shape[0])
         heads = extra_options["n_heads"]
         image = attend(q, tokens @ to_k.T, tokens @ to_v.T, heads)
+        if masks is not None:
+            size = tuple(extra_options["activations_shape"][-2:])
+            image = image * F.interpolate(masks(extra_options, q.shape[0])[:, None], size=size, mode="bilinear").flatten(2).movedim(1, 2)
         return attend(q, k, v, heads) + weight * image
 
     return replace
