@@ -21,8 +21,8 @@ def patched(w, pack, family, arch, node="IPAdapterAdvanced", **kw):
     return apply(w, pack, family, arch, node, **kw)[0]
 
 
-def masked(w, pack, arch, node="IPAdapterAdvanced", mask=None, **kw):
-    return patched(w, pack, "plus", arch, node, attn_mask=w.mask(**(mask or {})), **kw)
+def masked(w, pack, arch, node="IPAdapterAdvanced", family="plus", mask=None, **kw):
+    return patched(w, pack, family, arch, node, attn_mask=w.mask(**(mask or {})), **kw)
 
 
 def stacked(w, pack, arch):
@@ -60,6 +60,9 @@ def _both_archs(arch: str) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
         case(f"weight_type/{weight_type}", plus, weight_type=weight_type, weight=1.1)
     for scaling in SCALING:
         case(f"scaling/{scaling}", plus, embeds_scaling=scaling, weight=1.3)
+        case(f"scaling_images/{scaling}", plus, image=lab.images(3, 80, 80), embeds_scaling=scaling, weight=1.2)
+        two = dict(image=lab.images(2, 80, 80), weight=0.9, weight_type="style transfer precise", mask={"n": 2})
+        case(f"scaling_images_masked/{scaling}", masked, {"batch": 2, "hw": (8, 12)}, family="base", embeds_scaling=scaling, **two)
     for combine in COMBINE:
         case(f"combine/{combine}", plus, image=lab.images(3, 80, 80), combine_embeds=combine)
     case("negative", plus, image_negative=lab.images(1, 70, 90, "neg"))
