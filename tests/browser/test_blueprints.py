@@ -73,6 +73,7 @@ def test_schema_and_addresses(path):
 def test_is_opened_and_saved_without_a_difference(path, editor):
     blueprint = read(path)
     assert changes(blueprint, editor.load(blueprint)) == []
+    assert editor.narrow() == []
     assert editor.complaints() == []
 
 

@@ -48,6 +48,7 @@ def test_workflow_is_opened_and_saved_without_a_difference(path, rig, editor):
     editor.load(workflow)
     editor.page.wait_for_function(PICTURES_SHOWN)
     assert changes(workflow, editor.saved()) == []
+    assert editor.narrow() == []
     assert editor.complaints() == []
     assert known(editor.prompt(), rig.info) == to_prompt(workflow, rig.info)
 
@@ -70,6 +71,17 @@ def test_losses_are_noticed(rig, editor, tmp_path):
     broken.write_text(json.dumps(workflow))
     assert any("value lost" in problem for problem in check(broken, rig, editor, run=False))
     assert any("widgets_values" in change for change in changes(workflow, editor.saved()))
+
+
+def test_narrow_nodes_are_noticed(editor):
+    """A node that is opened as wide as its texts are here would grow with a wider font."""
+    workflow = json.loads(SIMPLE.read_text())
+    loader = next(node for node in workflow["nodes"] if node["type"] == "IPAdapterUnifiedLoader")
+    loader["size"][0] = 1
+    loader["size"] = next(node["size"] for node in editor.load(workflow)["nodes"] if node["id"] == loader["id"])
+    assert changes(workflow, editor.load(workflow)) == []
+    (narrow,) = editor.narrow()
+    assert narrow.startswith(f"node {loader['id']} IPAdapterUnifiedLoader: ")
 
 
 def test_missing_models_are_told_with_their_address(editor):

@@ -35,6 +35,17 @@ SHOWN_AT = """([left, top, scale]) => {
     const canvas = window.app.canvas.canvas.getBoundingClientRect()
     return [canvas.left, canvas.top]
 }"""
+TEXT_WIDTHS = """() => {
+    const minimum = LiteGraph.NODE_WIDTH
+    const nodes = graph => graph.nodes.flatMap(node => [node, ...(node.isSubgraphNode() ? nodes(node.subgraph) : [])])
+    LiteGraph.NODE_WIDTH = 0  // it would hide how wide the texts are
+    try {
+        return nodes(window.app.graph).map(node => [`${node.id} ${node.type}`, node.size[0], node.computeSize()[0]])
+    } finally {
+        LiteGraph.NODE_WIDTH = minimum
+    }
+}"""
+FONT_MARGIN = 1.15  # fonts differ from machine to machine, and the editor widens a node that is too narrow for its texts
 MARGIN = 30  # around the graph on its picture
 SHARPNESS = 3  # a picture is taken so many times larger and scaled down
 
@@ -72,6 +83,11 @@ class Editor:
     def saved(self) -> Workflow:
         """The open graph as the editor would save it."""
         return self.page.evaluate(SERIALIZED)
+
+    def narrow(self) -> list[str]:
+        """Nodes of the open graph that a wider font than this browser's could make grow, in sentences."""
+        widths = self.page.evaluate(TEXT_WIDTHS)
+        return [f"node {node}: {width:.0f} wide, its texts {text:.0f}" for node, width, text in widths if width < FONT_MARGIN * text]
 
     def complaints(self) -> list[str]:
         """What dialogs and alerts say, such as missing nodes, missing models or an invalid file."""
