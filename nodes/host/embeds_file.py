@@ -8,16 +8,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ...ipadapter_core.errors import IPAdapterError
-from .saved_files import next_free, saved_path
+from .saved_files import save_new, saved_path
 
 SUFFIX = ".ipadpt"
 
 
 def save_embeds(embeds: Tensor, prefix: str) -> str:
-    """Writes [n, ...] to the output folder under the next free number; returns the file's name with its subfolder."""
-    path, name = next_free(prefix, SUFFIX)
-    safetensors.torch.save_file({"embeds": embeds.detach().cpu().contiguous()}, path)
-    return name
+    """Writes [n, ...] to the output folder under a new number; returns the file's name with its subfolder."""
+    return save_new({"embeds": embeds}, prefix, SUFFIX)
 
 
 def load_embeds(name: str) -> Tensor:

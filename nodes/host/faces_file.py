@@ -8,17 +8,14 @@ from safetensors import SafetensorError
 
 from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.face_embeds import FaceEmbeds
-from .saved_files import next_free, saved_path
+from .saved_files import save_new, saved_path
 
 SUFFIX = ".faces.safetensors"
 
 
 def save_faces(faces: FaceEmbeds, prefix: str) -> str:
-    """Writes to the output folder under the next free number; returns the file's name with its subfolder."""
-    path, name = next_free(prefix, SUFFIX)
-    tensors = {"embedding": faces.embedding.contiguous(), "crops": (faces.crops * 255).round().byte().contiguous()}
-    safetensors.torch.save_file(tensors, path)
-    return name
+    """Writes to the output folder under a new number; returns the file's name with its subfolder."""
+    return save_new({"embedding": faces.embedding, "crops": (faces.crops * 255).round().byte()}, prefix, SUFFIX)
 
 
 def load_faces(name: str) -> FaceEmbeds:

@@ -3,6 +3,10 @@
 import json
 import os
 import pickle
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +35,11 @@ def input_folder(comfy):
     yield folder
     for path in sorted(set(folder.rglob("*")) - before, reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
+
+
+def folder_paths() -> Any:
+    """ComfyUI's module of folders."""
+    return sys.modules["folder_paths"]
 
 
 def save(pack, embeds, prefix="IP_embeds"):
@@ -68,20 +77,56 @@ def test_saved_and_loaded_bit_for_bit(pack, comfy, encoded, input_folder):
     assert torch.equal(load(pack, "x.ipadpt"), encoded[0])
 
 
-def test_names_count_up_and_nothing_is_overwritten(pack, comfy):
-    folder = comfy / "output" / "many"
+@pytest.mark.parametrize("first", [None, 1, 2, 3, 7], ids=lambda first: f"counter {first or 'of this core'}")
+def test_names_count_up_and_nothing_is_overwritten(pack, comfy, monkeypatch, first):
+    """Cores differ in which names they count: old ones only those with an underscore behind the number, and begin at 1 here."""
+    folder = comfy / "output" / f"many{first}"
     folder.mkdir()
-    (folder / "e_00002.ipadpt").write_bytes(b"someone else's")
-    embeds = [torch.full((1, 4), float(n)) for n in range(3)]
-    assert [save(pack, one, "many/e") for one in embeds] == ["many/e_00001.ipadpt", "many/e_00003.ipadpt", "many/e_00004.ipadpt"]
-    assert (folder / "e_00002.ipadpt").read_bytes() == b"someone else's"
-    assert [float(load_file(folder / f"e_0000{n}.ipadpt")["embeds"][0, 0]) for n in (1, 3, 4)] == [0.0, 1.0, 2.0]
+    others = [folder / "e_00002.ipadpt", folder / "e_00004.ipadpt"]
+    for path in others:
+        path.write_bytes(b"someone else's")
+    real = folder_paths().get_save_image_path
+    if first:
+        monkeypatch.setattr(folder_paths(), "get_save_image_path", lambda *args: (*real(*args)[:2], first, *real(*args)[3:]))
+    counter = folder_paths().get_save_image_path(f"{folder.name}/e", str(comfy / "output"))[2]
+    numbers = [n for n in range(counter, counter + 9) if n not in (2, 4)][:3]
+    saved = [save(pack, torch.full((1, 4), float(n)), f"{folder.name}/e") for n in range(3)]
+    assert saved == [f"{folder.name}/e_{n:05}.ipadpt" for n in numbers]
+    assert [float(load_file(comfy / "output" / name)["embeds"][0, 0]) for name in saved] == [0.0, 1.0, 2.0]
+    assert [path.read_bytes() for path in others] == [b"someone else's"] * 2
+
+
+def test_savers_at_the_same_time_take_names_of_their_own(pack, comfy, monkeypatch):
+    """All are told the same number by the core."""
+    real, together = folder_paths().get_save_image_path, threading.Barrier(8)
+
+    def same_number(*args):
+        found = real(*args)
+        together.wait(10)
+        return found
+
+    monkeypatch.setattr(folder_paths(), "get_save_image_path", same_number)
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(lambda n: save(pack, torch.full((1, 4), float(n)), "race/e"), range(8)))
+    assert len(set(names)) == 8
+    assert [float(load_file(comfy / "output" / name)["embeds"][0, 0]) for name in names] == list(map(float, range(8)))
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(pack, comfy, monkeypatch):
+    def full(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        save(pack, torch.zeros(1, 4), "full/e")
+    assert list((comfy / "output" / "full").iterdir()) == []
 
 
 def test_nothing_is_saved_outside_the_output_folder(pack, comfy, tmp_path):
     for prefix in ("../out", str(tmp_path / "out")):
-        with pytest.raises(Exception, match="outside the output folder"):
-            save(pack, torch.zeros(1, 4), prefix)
+        assert sentence(save, pack, torch.zeros(1, 4), prefix) == (
+            f"{prefix} is outside ComfyUI's output folder: change filename_prefix to a name inside it."
+        )
     assert not list(comfy.glob("out_*")) and not list(tmp_path.iterdir())
 
 
@@ -99,12 +144,20 @@ def test_a_subfolders_file(pack, input_folder):
     assert torch.equal(load(pack, "people/a.ipadpt"), torch.ones(1, 4))
 
 
-def test_no_way_out_of_comfyuis_folders(pack, comfy, tmp_path):
+@pytest.mark.parametrize("refuses", [False, True], ids=["this core", "a core that refuses such names"])
+def test_no_way_out_of_comfyuis_folders(pack, comfy, tmp_path, monkeypatch, refuses):
     """Prompts from the network may name any file: those outside stay unread, whatever they hold."""
     for path in (comfy / "x.ipadpt", tmp_path / "x.ipadpt"):
         save_file({"embeds": torch.ones(1, 4)}, path)
+
+    def refuse(*args):
+        raise ValueError("Invalid filename")
+
+    if refuses:  # as ComfyUI 0.33 does
+        monkeypatch.setattr(folder_paths(), "get_annotated_filepath", refuse)
     for name in ("../x.ipadpt", "people/../../x.ipadpt", str(tmp_path / "x.ipadpt"), "../x.ipadpt [output]"):
         assert "outside ComfyUI's input folder" in sentence(load, pack, name)
+        assert not refuses or pack["IPAdapterLoadEmbeds"].IS_CHANGED(name) == 0
     (comfy / "x.ipadpt").unlink()
 
 

@@ -83,19 +83,26 @@ def test_an_sd15_adapter_on_an_sdxl_model(apply, world):
 
 
 def test_a_flux_model(apply):
-    """A real Flux model of ComfyUI, two blocks small."""
-    import comfy.model_base
+    """The keys and shapes of FLUX.1's published file, one block of each kind, as core's own detection reads them."""
+    import comfy.model_detection as detection
     import comfy.model_patcher
-    import comfy.supported_models
 
-    sizes = dict(in_channels=16, patch_size=2, out_channels=16, vec_in_dim=8, context_in_dim=8, hidden_size=32, mlp_ratio=2.0, num_heads=2)
-    config = dict(image_model="flux", depth=1, depth_single_blocks=1, axes_dim=[4, 6, 6], theta=10000, qkv_bias=True, guidance_embed=False)
-    config |= sizes
-    supported = comfy.supported_models.Flux(config)
-    supported.set_inference_dtype(torch.float32, None)
-    flux = comfy.model_patcher.ModelPatcher(supported.get_model({}, ""), torch.device("cpu"), torch.device("cpu"))
-    text = sentence(apply, model=flux)
-    assert "The connected model is Flux, which is no SD1.5 or SDXL UNet" in text
+    hidden, head, text, pooled = 3072, 128, 4096, 768
+    shapes = {
+        "img_in.weight": (hidden, 64),
+        "txt_in.weight": (hidden, text),
+        "vector_in.in_layer.weight": (hidden, pooled),
+        "double_blocks.0.img_attn.norm.key_norm.scale": (head,),
+        "single_blocks.0.norm.key_norm.scale": (head,),
+        "final_layer.linear.weight": (64, hidden),
+    }
+    state = {f"model.diffusion_model.{key}": torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    prefix = detection.unet_prefix_from_state_dict(state)
+    config = detection.model_config_from_unet(state, prefix)
+    config.set_inference_dtype(torch.float32, None)
+    flux = config.get_model(state, prefix, device=torch.device("meta"))
+    patcher = comfy.model_patcher.ModelPatcher(flux, torch.device("cpu"), torch.device("cpu"))
+    assert "The connected model is Flux, which is no SD1.5 or SDXL UNet" in sentence(apply, model=patcher)
 
 
 def test_the_sdxl_refiner(apply, world, monkeypatch):

@@ -55,8 +55,9 @@ class Server:
         for name, folder in packs.items():
             link(folder, base / "custom_nodes" / name)
         example = comfy / "input" / "example.png"
-        if example.exists():
-            link(example, base / "input" / "example.png")
+        if example.exists():  # copied: newer cores refuse links that lead out of input/, such as one that an earlier run left
+            (base / "input" / example.name).unlink(missing_ok=True)
+            shutil.copy(example, base / "input" / example.name)
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.command = [python, str(comfy / "main.py"), "--cpu", "--port", str(port), "--base-directory", str(base)]
