@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from .errors import IPAdapterError
@@ -103,10 +104,10 @@ def pool(features: Tensor, count: int, masks: Tensor | None = None) -> Tensor:
 
     Plain where a picture's masks are black all over.
     """
-    features = features.unflatten(0, (-1, count))
+    features = rearrange(features, "(b n) ... -> b n ...", n=count)
     if masks is None or count == 1:
         return features.mean(1)
-    share = masks.flatten(1).mean(1).unflatten(0, (-1, count)).to(features)
+    share = rearrange(masks, "(b n) h w -> b n (h w)", n=count).mean(-1).to(features)
     share = torch.where(share.sum(1, keepdim=True) > 0, share, torch.ones_like(share))
     return torch.einsum("bn,bn...->b...", share / share.sum(1, keepdim=True), features)
 
@@ -120,6 +121,6 @@ def interpolate_positions(table: Tensor, side: int) -> Tensor:
     classes = len(table) - n * n
     if classes > 1:
         raise IPAdapterError("This image encoder has no square grid of patches: set size to 0, its own size.")
-    grid = table[classes:].float().view(1, n, n, -1).movedim(-1, 1)
+    grid = rearrange(table[classes:].float(), "(y x) c -> 1 c y x", y=n)
     grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
-    return torch.cat([table[:classes].float(), grid.movedim(1, -1).reshape(side * side, -1)]).to(table.dtype)
+    return torch.cat([table[:classes].float(), rearrange(grid, "1 c y x -> (y x) c")]).to(table.dtype)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 HEAD = 64  # dim_head of every published Resampler
@@ -27,7 +28,7 @@ class LinearProjection(nn.Module):
         self.norm = operations.LayerNorm(self.dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.norm(self.proj(features).unflatten(-1, (-1, self.dim)))
+        return self.norm(rearrange(self.proj(features), "... (t d) -> ... t d", d=self.dim))
 
 
 class MLPProjection(nn.Module):
@@ -59,8 +60,8 @@ class PerceiverAttention(nn.Module):
     def forward(self, x: Tensor, latents: Tensor) -> Tensor:
         latents = self.norm2(latents)
         k, v = self.to_kv(torch.cat([self.norm1(x), latents], dim=1)).chunk(2, dim=-1)
-        q, k, v = (y.unflatten(-1, (-1, HEAD)).transpose(1, 2) for y in (self.to_q(latents), k, v))
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        q, k, v = (rearrange(y, "b t (h d) -> b h t d", d=HEAD) for y in (self.to_q(latents), k, v))
+        return self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h t d -> b t (h d)"))
 
 
 def _feed_forward(width: int, hidden: int, operations: Any) -> nn.Sequential:
@@ -95,7 +96,7 @@ class Resampler(nn.Module):
 
     def forward(self, features: Tensor, latents: Tensor | None = None) -> Tensor:
         if latents is None:
-            latents = self.latents.to(features).expand(features.shape[0], -1, -1)
+            latents = repeat(self.latents.to(features), "1 t w -> b t w", b=features.shape[0])
         x = self.proj_in(features)
         for attention, feed_forward in self.layers:  # type: ignore[misc]
             latents = latents + attention(x, latents)
@@ -116,7 +117,7 @@ class FaceIDProjection(nn.Module):
         self.norm = operations.LayerNorm(self.dim)
 
     def forward(self, faces: Tensor) -> Tensor:
-        return self.norm(self.proj(faces).unflatten(-1, (-1, self.dim)))
+        return self.norm(rearrange(self.proj(faces), "... (t d) -> ... t d", d=self.dim))
 
 
 class FaceIDPlusProjection(FaceIDProjection):

@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce
 from torch import Tensor
 
 from .errors import IPAdapterError
@@ -63,7 +64,7 @@ def split_tiles(image: Tensor, k: int) -> Tensor:
     if side == 0:
         raise IPAdapterError(f"The picture is too small to be cut into {k} x {k} tiles. Lower enhance_tiles or connect a larger picture.")
     image = center_crop(image, short, short)[:, : side * k, : side * k]
-    return image.unflatten(1, (k, side)).unflatten(3, (k, side)).transpose(2, 3).flatten(0, 2)
+    return rearrange(image, "b (y h) (x w) c -> (b y x) h w c", y=k, x=k)
 
 
 def merge_tile_features(features: Tensor, k: int) -> Tensor:
@@ -73,23 +74,23 @@ def merge_tile_features(features: Tensor, k: int) -> Tensor:
     seen as a square, or as the rectangle nearest to one (1280: 32 x 40).
     Raises IPAdapterError where the tokens after the first do not form a square.
     """
-    tiles = features.unflatten(0, (-1, k * k))
     if features.ndim == 2:
         rows = next(r for r in range(math.isqrt(features.shape[1]), 0, -1) if features.shape[1] % r == 0)
-        return _pool_grid(tiles.unflatten(2, (rows, -1)).unsqueeze(-1), k)[..., 0]
+        return _pool_grid(rearrange(features, "n (r s) -> n r s 1", r=rows), k)[..., 0]
     n = math.isqrt(features.shape[1] - 1)
     if n * n != features.shape[1] - 1:
         raise IPAdapterError(
             f"Tiles cannot be merged: this image encoder gives {features.shape[1]} tokens, which is not a square and a class token. "
             "Set enhance_tiles to 1."
         )
-    return torch.cat([tiles[:, :, :1].mean(1), _pool_grid(tiles[:, :, 1:].unflatten(2, (n, n)), k)], dim=1)
+    classes = reduce(features[:, :1], "(b tiles) t c -> b t c", "mean", tiles=k * k)
+    return torch.cat([classes, _pool_grid(rearrange(features[:, 1:], "n (r s) c -> n r s c", r=n), k)], dim=1)
 
 
 def _pool_grid(tiles: Tensor, k: int) -> Tensor:
-    """[b, k k, r, s, c] -> [b, r s, c]"""
-    grid = tiles.unflatten(1, (k, k)).permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # [b, c, k r, k s]
-    return F.avg_pool2d(grid, k).flatten(2).transpose(1, 2)
+    """[b k k, r, s, c] -> [b, r s, c]"""
+    grid = rearrange(tiles, "(b y x) r s c -> b c (y r) (x s)", y=k, x=k)
+    return rearrange(F.avg_pool2d(grid, k), "b c r s -> b (r s) c")
 
 
 def join_tiled(full: Tensor, tiled: Tensor, ratio: float) -> Tensor:
