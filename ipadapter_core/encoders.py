@@ -53,6 +53,12 @@ def needed(feature: str, width: int, tower: str = "") -> Encoder:
     return Encoder(f"an encoder {width} wide", feature, width, 224)
 
 
+def name_of(feature: str, width: int) -> str:
+    """The published encoder whose `feature` is `width` wide, by name; "" where there is none."""
+    found = needed(feature, width)
+    return found.name if found.file else ""
+
+
 def tower_of(shapes: Shapes) -> Tower | None:
     """The vision tower of a file's shapes (Hugging Face or OpenCLIP key names), known or not; None if it holds none."""
     position = shapes.get("vision_model.embeddings.position_embedding.weight") or shapes.get("visual.positional_embedding")

@@ -13,7 +13,7 @@ from .encoders import HIDDEN, PROJECTED, Encoder, needed
 from .errors import IPAdapterError
 from .kinds import kind_of, text_of
 
-__all__ = ["Encoder", "Info", "has_twin", "identify", "tokens_of"]
+__all__ = ["TWINS", "Encoder", "Info", "has_twin", "identify", "tokens_of"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -83,12 +83,12 @@ _FAMILIES = {
     "kolors-faceid-plus": ("IP-Adapter FaceID plus", "faceid_plus", True),
 }
 
-# Published files whose shapes are another's too.
-_TWINS = {
-    "252fb53e0d018489d9e7f9b9e2001a52ff700e491894011ada7cfb471e0fadf2": "faceid-plus",
-    "26d0d86a1d60d6cc811d3b8862178b461e1eeb651e6fe2b72ba17aa95411e313": "faceid-plus-v2",
-    "220bb86e205393a3d0411631cb473caddbf35fd371be2905ca9008818170db55": "portrait-unnorm",
-    "02b3618e36d803784166660520098089a81388e61a93ef8002aa79a5b1c546e1": "instantid",
+# Families that share their shapes with another, and the SHA-256 of the published file of each.
+TWINS = {
+    "faceid-plus": "252fb53e0d018489d9e7f9b9e2001a52ff700e491894011ada7cfb471e0fadf2",
+    "faceid-plus-v2": "26d0d86a1d60d6cc811d3b8862178b461e1eeb651e6fe2b72ba17aa95411e313",
+    "portrait-unnorm": "220bb86e205393a3d0411631cb473caddbf35fd371be2905ca9008818170db55",
+    "instantid": "02b3618e36d803784166660520098089a81388e61a93ef8002aa79a5b1c546e1",
 }
 
 
@@ -176,7 +176,7 @@ def _faceid_plus(size: _Size, base: str, lora: bool, name: str, sha256: str | No
     encoder = needed(HIDDEN, features)
     family, ambiguities = "faceid-plus-v2", _unknown(encoder)
     if base == "SD1.5":  # SDXL has v2 alone
-        family = _TWINS.get(sha256 or "", "")
+        family = _twin(sha256)
         if not family and "plus" in name:
             family = "faceid-plus-v2" if "v2" in name else "faceid-plus"
         if not family:
@@ -188,7 +188,7 @@ def _faceid_plus(size: _Size, base: str, lora: bool, name: str, sha256: str | No
 def _resampler(size: _Size, base: str, lora: bool, name: str, sha256: str | None) -> _Measured:
     features, width, tokens = size("proj_in.weight", 1), size("latents", 2), size("latents", 1)
     if features == ARCFACE:
-        family, ambiguities = _TWINS.get(sha256 or "", ""), ()
+        family, ambiguities = _twin(sha256), ()
         if not family and "unnorm" not in name:
             family = "instantid" if "instantid" in name.replace("_", "").replace("-", "").replace(" ", "") else ""
             ambiguities = () if family else (
@@ -204,6 +204,11 @@ def _resampler(size: _Size, base: str, lora: bool, name: str, sha256: str | None
 _MEASURE: dict[str, Callable[[_Size, str, bool, str, str | None], _Measured]] = {
     "linear": _linear, "mlp": _mlp, "faceid": _faceid, "faceid_plus": _faceid_plus, "resampler": _resampler,
 }
+
+
+def _twin(sha256: str | None) -> str:
+    """The family of the published file with that hash; "" where there is none."""
+    return next((family for family, published in TWINS.items() if published == sha256), "")
 
 
 def _unknown(encoder: Encoder) -> tuple[str, ...]:

@@ -12,7 +12,9 @@ from einops import rearrange
 from torch import Tensor
 
 from .errors import IPAdapterError
+from .images import middle_start
 from .preprocess import CLIP_MEAN, middle_mask, middle_square, stretched
+from .tiles import tile_starts
 
 FITS = ("center crop", "pad", "stretch", "tiles")
 MOST_TILES = 64
@@ -64,26 +66,20 @@ def boxes_of(how: str, height: int, width: int, tiles: int) -> tuple[Box, ...]:
         return ((0, 0, width, height),)
     if how in ("center crop", "pad"):
         side = short if how == "center crop" else long
-        left, top = int((width - side) / 2), int((height - side) / 2)
+        left, top = middle_start(width, side), middle_start(height, side)
         return ((left, top, left + side, top + side),)
     if how != "tiles":
         raise IPAdapterError(f"There is no way '{how}' to fit a picture. The ways are: {', '.join(FITS)}.")
     if tiles > short:
         raise IPAdapterError(f"The picture ({width} x {height}) is too small for {tiles} tiles: lower tiles, or connect a larger picture.")
     side = math.ceil(short / tiles)
-    rows, columns = _starts(height, side), _starts(width, side)
+    rows, columns = tile_starts(height, side), tile_starts(width, side)
     if len(rows) * len(columns) > MOST_TILES:
         raise IPAdapterError(
             f"The picture ({width} x {height}) would become {len(rows) * len(columns)} tiles, more than {MOST_TILES}. "
             "Lower tiles, or crop the picture first."
         )
     return tuple((left, top, left + side, top + side) for top in rows for left in columns)
-
-
-def _starts(length: int, side: int) -> list[int]:
-    """Where tiles begin along a length: as few as cover it, evenly spread."""
-    count = math.ceil(length / side)
-    return [round(i * (length - side) / max(count - 1, 1)) for i in range(count)]
 
 
 def _cut(image: Tensor, box: Box, fill: Sequence[float]) -> Tensor:

@@ -36,12 +36,17 @@ def square(image: Tensor, position: str = "center") -> Tensor:
     h, w = image.shape[1:3]
     if position == "pad":
         size = max(h, w)
-        top, left = (size - h) // 2, (size - w) // 2
+        top, left = -middle_start(h, size), -middle_start(w, size)
         return F.pad(image, (0, 0, left, size - w - left, top, size - h - top))
     size = min(h, w)
-    top = {"top": 0, "bottom": h - size}.get(position, (h - size) // 2)
-    left = {"left": 0, "right": w - size}.get(position, (w - size) // 2)
+    top = {"top": 0, "bottom": h - size}.get(position, middle_start(h, size))
+    left = {"left": 0, "right": w - size}.get(position, middle_start(w, size))
     return image[:, top : top + size, left : left + size]
+
+
+def middle_start(length: int, size: int) -> int:
+    """Where `size` pixels in the middle of a length begin: below 0 where they reach beyond it; halves of a pixel are left out."""
+    return int((length - size) / 2)
 
 
 def center_crop(image: Tensor, height: int, width: int) -> Tensor:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from .images import middle_start
+
+SIZE = 224  # pixels on a side that CLIP sees
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -16,13 +19,13 @@ def _resize(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def _middle(image: Tensor, size: int) -> Tensor:
-    top, left = (image.shape[-2] - size) // 2, (image.shape[-1] - size) // 2
+    top, left = (middle_start(length, size) for length in image.shape[-2:])
     return image[..., top : top + size, left : left + size]
 
 
 def clip_pixels(
     image: Tensor,
-    size: int = 224,
+    size: int = SIZE,
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
     mask: Tensor | None = None,

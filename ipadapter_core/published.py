@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from .encoders import HIDDEN, PROJECTED, TOWERS, Encoder, needed
-from .family import Info
+from .family import TWINS, Info
 
 _HUB = "https://huggingface.co/"
 _FACE_LICENCE = "research only, non-commercial"  # as InsightFace's models, which they are made for
@@ -87,9 +87,9 @@ FILES = (
     _face("ip-adapter-faceid_sdxl.bin", "faceid", "SDXL", None, "ip-adapter-faceid_sdxl_lora.safetensors",
           "f455fed24e207c878ec1e0466b34a969d37bab857c5faa4e8d259a0b4ff63d7e"),
     _face("ip-adapter-faceid-plus_sd15.bin", "faceid-plus", "SD1.5", _H_HIDDEN, "ip-adapter-faceid-plus_sd15_lora.safetensors",
-          "252fb53e0d018489d9e7f9b9e2001a52ff700e491894011ada7cfb471e0fadf2"),
+          TWINS["faceid-plus"]),
     _face("ip-adapter-faceid-plusv2_sd15.bin", "faceid-plus-v2", "SD1.5", _H_HIDDEN, "ip-adapter-faceid-plusv2_sd15_lora.safetensors",
-          "26d0d86a1d60d6cc811d3b8862178b461e1eeb651e6fe2b72ba17aa95411e313"),
+          TWINS["faceid-plus-v2"]),
     _face("ip-adapter-faceid-plusv2_sdxl.bin", "faceid-plus-v2", "SDXL", _H_HIDDEN, "ip-adapter-faceid-plusv2_sdxl_lora.safetensors",
           "c6945d82b543700cc3ccbb98d363b837e9c596281607857c74b713a876daf5fb"),
     _face("ip-adapter-faceid-portrait-v11_sd15.bin", "portrait", "SD1.5",
@@ -99,7 +99,7 @@ FILES = (
     _face("ip-adapter-faceid-portrait_sdxl.bin", "portrait", "SDXL",
           sha256="5631ce7824cdafd2db37c5e85b985730a95ff59c5b4fc80c2b79b0bee5711512"),
     _face("ip-adapter-faceid-portrait_sdxl_unnorm.bin", "portrait-unnorm", "SDXL",
-          sha256="220bb86e205393a3d0411631cb473caddbf35fd371be2905ca9008818170db55"),
+          sha256=TWINS["portrait-unnorm"]),
     Published("Kolors-IP-Adapter-Plus.bin", "ipadapter", "Kwai-Kolors/Kolors-IP-Adapter-Plus", "ip_adapter_plus_general.bin", "Apache-2.0",
               "kolors-plus", "Kolors", _L336_HIDDEN, aliases=("ip_adapter_plus_general.bin",),
               sha256="1983c3f927acb2a2f4285e1e134f302fab8e6d744a3b058e46848aba9957a60f"),
@@ -119,8 +119,8 @@ FILES = (
 ADAPTERS = tuple(row for row in FILES if row.family)
 
 # preset: {base: names of the published files, the preferred one first}
-_KOLORS = ("Kolors-IP-Adapter-Plus.bin",)
-PRESETS: dict[str, dict[str, tuple[str, ...]]] = {
+Presets = dict[str, dict[str, tuple[str, ...]]]
+PICTURE_PRESETS: Presets = {
     "LIGHT - SD1.5 only (low strength)": {"SD1.5": ("ip-adapter_sd15_light_v11.bin", "ip-adapter_sd15_light.safetensors")},
     "STANDARD (medium strength)": {"SD1.5": ("ip-adapter_sd15.safetensors",), "SDXL": ("ip-adapter_sdxl_vit-h.safetensors",)},
     "VIT-G (medium strength)": {"SD1.5": ("ip-adapter_sd15_vit-G.safetensors",), "SDXL": ("ip-adapter_sdxl.safetensors",)},
@@ -128,6 +128,8 @@ PRESETS: dict[str, dict[str, tuple[str, ...]]] = {
     "PLUS FACE (portraits)": {
         "SD1.5": ("ip-adapter-plus-face_sd15.safetensors",), "SDXL": ("ip-adapter-plus-face_sdxl_vit-h.safetensors",)},
     "FULL FACE - SD1.5 only (portraits stronger)": {"SD1.5": ("ip-adapter-full-face_sd15.safetensors",)},
+}
+FACE_PRESETS: Presets = {
     "FACEID": {"SD1.5": ("ip-adapter-faceid_sd15.bin",), "SDXL": ("ip-adapter-faceid_sdxl.bin",)},
     "FACEID PLUS - SD1.5 only": {"SD1.5": ("ip-adapter-faceid-plus_sd15.bin",)},
     "FACEID PLUS V2": {
@@ -137,9 +139,13 @@ PRESETS: dict[str, dict[str, tuple[str, ...]]] = {
         "SD1.5": ("ip-adapter-faceid-portrait-v11_sd15.bin", "ip-adapter-faceid-portrait_sd15.bin"),
         "SDXL": ("ip-adapter-faceid-portrait_sdxl.bin",)},
     "FACEID PORTRAIT UNNORM - SDXL only (strong)": {"SDXL": ("ip-adapter-faceid-portrait_sdxl_unnorm.bin",)},
+}
+_KOLORS = ("Kolors-IP-Adapter-Plus.bin",)
+COMMUNITY_PRESETS: Presets = {
     "Composition": {"SD1.5": ("ip_plus_composition_sd15.safetensors",), "SDXL": ("ip_plus_composition_sdxl.safetensors",)},
     "Kolors": {"Kolors": _KOLORS, "SDXL": _KOLORS},
 }
+PRESETS = {**PICTURE_PRESETS, **FACE_PRESETS, **COMMUNITY_PRESETS}
 
 _BY_NAME = {row.name: row for row in FILES}
 

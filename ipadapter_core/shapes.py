@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from .errors import IPAdapterError
 from .family import Info
+from .projection import HEAD
 
 Shapes = Mapping[str, tuple[int, ...]]
-HEAD = 64  # every published Resampler's heads are this wide
 
 
 def check_layout(shapes: Shapes, info: Info, name: str = "") -> None:

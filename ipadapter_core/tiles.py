@@ -43,11 +43,10 @@ def reference_tiles(image: Tensor, mask: Tensor | None = None, sharpening: float
     return torch.stack([image[box] for box in boxes]), masks
 
 
-def tile_starts(side: int) -> list[int]:
-    """Where the tiles begin along a side: as few as cover it, evenly overlapping."""
-    count = math.ceil(side / TILE)
-    overlap = (count * TILE - side) / max(count - 1, 1)
-    return [int(i * (TILE - overlap)) for i in range(count)]
+def tile_starts(length: int, side: int = TILE) -> list[int]:
+    """Where tiles `side` wide begin along a length: as few as cover it, evenly overlapping."""
+    count = math.ceil(length / side)
+    return [int(i * (length - side) / max(count - 1, 1)) for i in range(count)]
 
 
 def _bicubic(x: Tensor, height: int, width: int) -> Tensor:

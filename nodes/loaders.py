@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..ipadapter_core.published import COMMUNITY_PRESETS, FACE_PRESETS, PICTURE_PRESETS
 from . import inputs as i
 from .host.adapter import load_adapter
 from .host.files import adapter_names, adapter_path
 from .host.pipeline import unified
-from .host.recogniser import load_insightface
+from .host.recogniser import MODELS, PROVIDERS, load_insightface
 
 PIPELINE_OUT = "The adapter with the image encoder it needs: connect it to any IPAdapter node, or to another unified loader."
 CHAINED = ("IPADAPTER", {"tooltip": "Another unified loader's output: what it has loaded already is not loaded again."})
@@ -18,7 +19,6 @@ _VERSIONS = {
     "FaceID plus v2": "faceid-plus-v2",
     "FaceID portrait unnorm": "portrait-unnorm",
 }
-PROVIDERS = ["CPU", "CUDA", "ROCM", "DirectML", "OpenVINO", "CoreML"]
 
 
 class IPAdapterModelLoader:
@@ -71,15 +71,8 @@ class IPAdapterUnifiedLoader:
             "Which adapter. PLUS follows the picture closely, STANDARD loosely, LIGHT least; the FACE ones are for portraits; "
             "VIT-G uses the larger encoder."
         )
-        presets = [
-            "LIGHT - SD1.5 only (low strength)",
-            "STANDARD (medium strength)",
-            "VIT-G (medium strength)",
-            "PLUS (high strength)",
-            "PLUS FACE (portraits)",
-            "FULL FACE - SD1.5 only (portraits stronger)",
-        ]
-        return {"required": {"model": i.MODEL, "preset": (presets, {"tooltip": tooltip})}, "optional": {"ipadapter": CHAINED}}
+        presets = (list(PICTURE_PRESETS), {"tooltip": tooltip})
+        return {"required": {"model": i.MODEL, "preset": presets}, "optional": {"ipadapter": CHAINED}}
 
     def load_models(self, model, preset, lora_strength=0.0, provider="CPU", ipadapter=None):
         return unified(model, preset, lora_strength, provider)
@@ -97,21 +90,14 @@ class IPAdapterUnifiedLoaderFaceID(IPAdapterUnifiedLoader):
             "Which FaceID adapter. PLUS V2 is the usual choice: identity and look of the face. PORTRAIT needs no LoRA and takes "
             "several faces."
         )
-        presets = [
-            "FACEID",
-            "FACEID PLUS - SD1.5 only",
-            "FACEID PLUS V2",
-            "FACEID PORTRAIT (style transfer)",
-            "FACEID PORTRAIT UNNORM - SDXL only (strong)",
-        ]
         strength = "How strongly the LoRA that belongs to the adapter acts. 0.6 is usual; higher is closer to the face and stiffer."
         provider = "What the face recogniser runs on. CPU always works and is fast enough."
         return {
             "required": {
                 "model": i.MODEL,
-                "preset": (presets, {"tooltip": tooltip}),
+                "preset": (list(FACE_PRESETS), {"tooltip": tooltip}),
                 "lora_strength": ("FLOAT", {"default": 0.6, "min": 0, "max": 1, "step": 0.01, "tooltip": strength}),
-                "provider": (PROVIDERS, {"tooltip": provider}),
+                "provider": (list(PROVIDERS), {"tooltip": provider}),
             },
             "optional": {"ipadapter": CHAINED},
         }
@@ -125,7 +111,7 @@ class IPAdapterUnifiedLoaderCommunity(IPAdapterUnifiedLoader):
     def INPUT_TYPES(cls):
         tooltip = "Composition takes the layout of the picture and leaves style and content to the prompt. Kolors is for Kolors models."
         return {
-            "required": {"model": i.MODEL, "preset": (["Composition", "Kolors"], {"tooltip": tooltip})},
+            "required": {"model": i.MODEL, "preset": (list(COMMUNITY_PRESETS), {"tooltip": tooltip})},
             "optional": {"ipadapter": CHAINED},
         }
 
@@ -142,8 +128,8 @@ class IPAdapterInsightFaceLoader:
         name = "Which models, in models/insightface/models. buffalo_l for all but Kolors, which was trained with antelopev2."
         return {
             "required": {
-                "provider": (PROVIDERS[:3], {"tooltip": "What the face recogniser runs on. CPU always works and is fast enough."}),
-                "model_name": (["buffalo_l", "antelopev2"], {"tooltip": name}),
+                "provider": (list(PROVIDERS)[:3], {"tooltip": "What the face recogniser runs on. CPU always works and is fast enough."}),
+                "model_name": (list(MODELS), {"tooltip": name}),
             },
         }
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.samplers
 import torch
 
 from ..ipadapter_core.fit import fit
 from ..ipadapter_core.images import rgb
 from ..ipadapter_core.plot import Panel, Series, encoder_view, plot, seen_squares
-from ..ipadapter_core.preprocess import CLIP_MEAN
 from . import inputs as i
 from .host.apply_inputs import check_mask
+from .host.encoder import seen_as
 from .host.files import adapter_names
 from .host.inspection import report
-from .host.panels import panels
+from .host.panels import panels, schedulers
 from .host.preview import shown, told
 from .host.settings import weights_of
 
@@ -49,8 +48,7 @@ class IPAdapterReferenceView:
 
 def reference_view(image, how, tiles, size, mask, clip_vision):
     """(squares [n, s, s, 3], views [b, h, w, 3]) of pictures [b, h, w, 3]."""
-    mean = getattr(clip_vision, "image_mean", CLIP_MEAN)
-    size = size or getattr(clip_vision, "image_size", 224)
+    size, mean = seen_as(clip_vision, size)
     fitted = fit(image, how, tiles, size, mask, mean)
     squares = seen_squares(fitted, mean)
     views = [encoder_view(one, fitted, some) for one, some in zip(image, squares.split(len(fitted.boxes)), strict=True)]
@@ -76,7 +74,7 @@ class IPAdapterPlotModel:
                     {"default": 20, "min": 1, "max": 1000, "tooltip": "How many steps the sampling has: as on your sampler."},
                 ),
                 "scheduler": (
-                    comfy.samplers.KSampler.SCHEDULERS,
+                    schedulers(),
                     {"tooltip": "The scheduler of your sampler: it decides in which step start_at and end_at are reached."},
                 ),
             }

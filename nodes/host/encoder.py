@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_management
@@ -12,11 +13,11 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ...ipadapter_core.encoders import HIDDEN, PROJECTED, Encoder, name_of
 from ...ipadapter_core.errors import IPAdapterError
-from ...ipadapter_core.family import Encoder
 from ...ipadapter_core.fit import boxes_of, fit, interpolate_positions, per_picture, pool
 from ...ipadapter_core.images import rgb
-from ...ipadapter_core.preprocess import CLIP_MEAN, clip_pixels
+from ...ipadapter_core.preprocess import CLIP_MEAN, SIZE, clip_pixels
 from ...ipadapter_core.tiles import join_tiled, merge_tile_features, split_tiles
 from .cache import ByteCache, digest
 
@@ -34,19 +35,13 @@ def widths(clip_vision: Any) -> dict[str, int]:
     vision, projection = getattr(model, "vision_model", None), getattr(model, "visual_projection", None)
     found = {}
     if vision is not None:
-        found["penultimate_hidden_states"] = vision.embeddings.patch_embedding.weight.shape[0]
-        found["image_embeds"] = getattr(projection, "out_features", found["penultimate_hidden_states"])
+        found[HIDDEN] = vision.embeddings.patch_embedding.weight.shape[0]
+        found[PROJECTED] = getattr(projection, "out_features", found[HIDDEN])
     return found
 
 
-_NAMES = {
-    "penultimate_hidden_states": {1280: "ViT-H", 1664: "ViT-bigG", 1024: "ViT-L", 1152: "SigLIP", 768: "ViT-B"},
-    "image_embeds": {1024: "ViT-H", 1280: "ViT-bigG", 768: "ViT-L", 512: "ViT-B"},
-}
-
-
 def wrong_encoder(needed: Encoder, width: int, adapter_name: str) -> IPAdapterError:
-    name = _NAMES[needed.feature].get(width, "another model")
+    name = name_of(needed.feature, width) or "another model"
     return IPAdapterError(
         f"{adapter_name} needs the image encoder {needed.name} ({needed.width} wide), "
         f"the connected image encoder is {name} ({width} wide). "
@@ -104,12 +99,17 @@ def encode_black(clip_vision: Any, feature: str, pixels: int = 0) -> Tensor:
     return encode(clip_vision, torch.zeros(1, size, size, 3), feature, pixels=pixels)
 
 
+def seen_as(clip_vision: Any, pixels: int = 0) -> tuple[int, Sequence[float]]:
+    """(pixels on a side, mean colour) of a picture as the encoder sees it; CLIP's where there is no encoder or it does not tell."""
+    return pixels or getattr(clip_vision, "image_size", SIZE), getattr(clip_vision, "image_mean", CLIP_MEAN)
+
+
 def encode_fitted(
     clip_vision: Any, images: Tensor, feature: str, how: str, tiles: int, pixels: int = 0, mask: Tensor | None = None
 ) -> Tensor:
     """Features [n, ...] of pictures made square by one of FITS; those of a picture's tiles are averaged. pixels: as for encode."""
     images = rgb(images)
-    size, mean = pixels or getattr(clip_vision, "image_size", 224), getattr(clip_vision, "image_mean", CLIP_MEAN)
+    size, mean = seen_as(clip_vision, pixels)
     height, width = images.shape[1:3]
     at_once = max(1, _BATCH // len(boxes_of(how, height, width, tiles)))  # the tiles of many pictures together would be large
     masks = None if mask is None else per_picture(mask, len(images))
@@ -136,7 +136,7 @@ def _run(clip_vision: Any, images: Tensor, feature: str, mask: Tensor | None, si
     replaced = {} if own_size else _positions(clip_vision.model, size)
     arguments = {"pixel_values": pixels.to(clip_vision.load_device), "intermediate_output": -2}
     out = torch.func.functional_call(clip_vision.model, replaced, (), arguments)
-    return out[1 if feature == "penultimate_hidden_states" else 2].to(comfy.model_management.intermediate_device())
+    return out[1 if feature == HIDDEN else 2].to(comfy.model_management.intermediate_device())
 
 
 _POSITIONS = "vision_model.embeddings.position_embedding.weight"

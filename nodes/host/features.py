@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...ipadapter_core.encoders import PROJECTED
 from ...ipadapter_core.errors import IPAdapterError
 from .adapter import Adapter
 from .apply_inputs import ApplyInputs
@@ -59,7 +60,7 @@ def negative_features(adapter: Adapter, clip_vision: Any, positive: Tensor, pixe
     pixels: the size at which the positive side was encoded, 0 for the encoder's own.
     """
     needed = adapter.info.encoder
-    if needed is None or needed.feature == "image_embeds":
+    if needed is None or needed.feature == PROJECTED:
         return torch.zeros_like(positive)
     if clip_vision is None:
         raise IPAdapterError(

@@ -20,6 +20,11 @@ _BLOCKS = {"input": "in", "middle": "mid", "output": "out"}
 Signed = dict[int, tuple[float, ...]]  # t -> a weight for each frame (one for all), below 0 where it pushes away
 
 
+def schedulers() -> list[str]:
+    """The schedulers of a KSampler, those of other packs among them."""
+    return comfy.samplers.KSampler.SCHEDULERS
+
+
 def panels(model: Any, steps: int, scheduler: str) -> list[Panel]:
     """The weight of every adapter on a model over layers, over the steps of a sampling, and over frames where one has several.
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...ipadapter_core.embeds import combine, match_count
+from ...ipadapter_core.encoders import PROJECTED
 from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.layers import composition_ts, layers, swapped_ts
 from .adapter import Adapter
@@ -39,7 +40,7 @@ def _check_features(adapter: Adapter, features: Tensor) -> None:
     needed = adapter.info.encoder
     if needed is None:
         return
-    if features.ndim != (2 if needed.feature == "image_embeds" else 3):
+    if features.ndim != (2 if needed.feature == PROJECTED else 3):
         raise IPAdapterError(
             f"{adapter.name} takes the {needed.feature} of {needed.name}, and these embeds of shape {list(features.shape)} were made for "
             "another adapter: encode the picture again with an IPAdapter Encoder behind this adapter."

@@ -1,32 +1,67 @@
-"""The arrows of the design: the core knows nothing of ComfyUI, and only nodes/host does among the nodes."""
+"""The arrows of the design: nodes -> nodes/host -> ipadapter_core, never back; only nodes/host knows ComfyUI."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
-HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "execution", "folder_paths", "nodes", "server"}
+LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy", "PIL", "safetensors", "einops"}
+MAY = {  # what the files of a folder may import of the pack
+    "ipadapter_core": {"ipadapter_core"},
+    "nodes/host": {"nodes/host", "ipadapter_core"},
+    "nodes": {"nodes", "nodes/host", "ipadapter_core"},
+}
+FILES = {path.relative_to(REPO).as_posix(): path for folder in MAY for path in sorted((REPO / folder).glob("*.py"))}
+every_file = pytest.mark.parametrize("file", FILES)
 
 
-def imported(path: Path) -> set[str]:
-    """Top-level names of the modules that a file imports absolutely, wherever in the file."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imported(text: str, file: str) -> tuple[set[str], set[str]]:
+    """(top-level modules that a file imports absolutely, folders of the pack that it imports from), wherever in the file."""
+    absolute, folders = set(), set()
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            found.update(alias.name.split(".")[0] for alias in node.names)
+            absolute.update(alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found.add((node.module or "").split(".")[0])
-    return found
+            absolute.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            above = Path(file).parents[node.level - 1]
+            for name in [node.module] if node.module else [alias.name for alias in node.names]:
+                module = above.joinpath(*name.split("."))
+                folders.add((module if (REPO / module).is_dir() else module.parent).as_posix())
+    return absolute, folders
 
 
-def climbs_out(path: Path) -> bool:
-    """Whether a file of ipadapter_core (flat) imports from above its own package."""
-    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    return any(isinstance(node, ast.ImportFrom) and node.level > 1 for node in tree)
+def wrong(text: str, file: str) -> set[str]:
+    """What the file imports and may not."""
+    folder = Path(file).parent.as_posix()
+    absolute, folders = imported(text, file)
+    return (set() if folder == "nodes/host" else absolute - LIBRARIES) | (folders - MAY[folder])
 
 
-@pytest.mark.parametrize("path", sorted((REPO / "ipadapter_core").glob("**/*.py")), ids=lambda p: p.name)
-def test_core_imports_nothing_of_the_host(path):
-    assert not imported(path) & HOST
-    assert not climbs_out(path)
+def test_all_code_is_in_these_folders():
+    code = {path.relative_to(REPO).as_posix() for folder in ("ipadapter_core", "nodes") for path in (REPO / folder).rglob("*.py")}
+    assert code == set(FILES) and len(code) > 50
+
+
+@every_file
+def test_arrows(file):
+    assert wrong(FILES[file].read_text(encoding="utf-8"), file) == set()
+
+
+@pytest.mark.parametrize(("file", "line", "found"), [
+    ("nodes/look.py", "import comfy.samplers", "comfy"),
+    ("nodes/look.py", "def f():\n    from folder_paths import models_dir", "folder_paths"),
+    ("nodes/inputs.py", "import nodes", "nodes"),
+    ("nodes/inputs.py", "from server import PromptServer", "server"),
+    ("nodes/host/files.py", "from ..loaders import CHAINED", "nodes"),
+    ("nodes/host/files.py", "from .. import inputs", "nodes"),
+    ("nodes/host/files.py", "from ... import __version__", "."),
+    ("ipadapter_core/fit.py", "import comfy.utils", "comfy"),
+    ("ipadapter_core/fit.py", "import insightface", "insightface"),
+    ("ipadapter_core/fit.py", "from ..nodes.host.files import FOLDER", "nodes/host"),
+    ("ipadapter_core/fit.py", "from ..nodes import inputs", "nodes"),
+])  # fmt: skip
+def test_a_wrong_arrow_is_noticed(file, line, found):
+    assert wrong(line, file) == {found}

@@ -135,7 +135,7 @@ def test_the_hash_of_a_bin_file_decides_between_twins(files, folders, family, mo
     path = folders / "ipadapter" / "faceid_plusv2.bin"
     torch.save(synth.adapter("faceid_plus", "sd15"), path)
     assert files.identify_file(str(path)).family == "faceid-plus-v2"
-    monkeypatch.setitem(family._TWINS, hashlib.sha256(path.read_bytes()).hexdigest(), "faceid-plus")
+    monkeypatch.setitem(family.TWINS, "faceid-plus", hashlib.sha256(path.read_bytes()).hexdigest())
     os.utime(path, (0, 0))  # a changed file is read again
     assert files.identify_file(str(path)).family == "faceid-plus"
 
