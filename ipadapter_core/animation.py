@@ -106,7 +106,7 @@ def animate(strategy: Strategy, image: Tensor | None = None) -> Animation:
     if strategy.method == "full batch":
         return Animation(_pad(curve * count, before, after), _show(pictures, range(count), frames, before, after), None)
     if count < 2:
-        raise IPAdapterError(f"{strategy.method} fades between pictures and got one. Connect two or more, or set the method to full batch.")
+        raise IPAdapterError(f"{strategy.method} fades between pictures, but there is only one: connect more, or set method to full batch.")
     pairs = range(count - 1)
     if strategy.method == "shift batches":
         weights, first, second = curve * len(pairs), list(pairs), [i + 1 for i in pairs]

@@ -62,8 +62,8 @@ def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """The tensors of an adapter file on the CPU in the file's dtypes (fp8 widened to fp16, which holds it exactly).
 
-    Raises IPAdapterError for what read_shapes refuses, an unsupported kind, a missing or misshaped tensor, numbers that are
-    no floats, NaN or infinity.
+    Raises IPAdapterError for what read_shapes refuses, an unsupported kind, a missing or misshaped tensor, non-float
+    tensors, NaN or infinity.
     """
     path = Path(path)
     if not is_safetensors(path):
@@ -134,7 +134,7 @@ def _header(path: Path) -> dict[str, tuple[int, ...]]:
 def _entry(entry: dict[str, Any]) -> tuple[tuple[int, ...], int]:
     shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
     if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
-        raise ValueError("a shape or an offset is no natural number")
+        raise ValueError("a shape or an offset is not a natural number")
     if entry["dtype"] not in _DTYPE_BYTES:
         raise ValueError(f"the number type {entry['dtype']} is not known")
     if end - start != math.prod(shape) * _DTYPE_BYTES[entry["dtype"]]:
@@ -161,7 +161,7 @@ def _torch_tensors(path: Path) -> dict[str, Tensor]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise IPAdapterError(f"{path.name} is damaged: torch cannot read it ({reason}). {_AGAIN}") from error
     if not isinstance(content, Mapping):
-        raise IPAdapterError(f"{path.name} holds a {type(content).__name__} and not named tensors: it is no IP-Adapter.")
+        raise IPAdapterError(f"{path.name} holds a {type(content).__name__} instead of named tensors: it is not an IP-Adapter.")
     return _flatten(content)
 
 
@@ -221,7 +221,7 @@ def _finish(tensors: dict[str, Tensor], name: str) -> Checkpoint:
     checkpoint = Checkpoint({}, {})
     for key, tensor in tensors.items():
         if not _is_adapters(key):
-            log.info("%s: %s is no part of an adapter and left out", name, key)
+            log.info("%s: %s is not part of an adapter and is left out", name, key)
             continue
         group, rest = key.split(".", 1)
         getattr(checkpoint, group)[rest] = _usable(tensor, key, name)

@@ -1,2 +1,2 @@
 class IPAdapterError(ValueError):
-    """Something the user can mend; the message says in a sentence what is wrong and what to do."""
+    """Something the user can fix; the message says in a sentence what is wrong and what to do."""

@@ -29,7 +29,7 @@ class FaceEmbeds:
         n = self.embedding.shape[0]
         if n == 0 or self.embedding.shape != (n, ARCFACE) or self.crops.shape != (n, CROP, CROP, 3):
             raise IPAdapterError(
-                f"These are no face embeddings: {list(self.embedding.shape)} with pictures {list(self.crops.shape)}. "
+                f"These are not face embeddings: {list(self.embedding.shape)} with pictures {list(self.crops.shape)}. "
                 "Make them with IPAdapter Face Embeds."
             )
 

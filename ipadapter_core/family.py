@@ -137,7 +137,7 @@ def _unet(shapes: Shapes, name: str, sha256: str | None) -> Info:
     lora = any("_lora." in key for key in shapes)
     family, base, tokens, encoder, ambiguities = _MEASURE[projection](size, base, lora, name.lower(), sha256)
     if family == "instantid":
-        reason = "it needs the InstantID nodes and their ControlNet; put it into models/instantid"
+        reason = "it needs the InstantID nodes and their ControlNet; put it in models/instantid"
         return _unsupported(family, "InstantID", "InstantID's own ip-adapter.bin", reason)
     if base not in _SUPPORTED_BASES:
         return _unsupported(family, base, f"an adapter for {base}", f"{base} is not supported yet")
@@ -248,6 +248,6 @@ def _this(name: str) -> str:
 
 def _wrong_kind(shapes: Shapes, name: str) -> IPAdapterError:
     if found := kind_of(shapes):
-        return IPAdapterError(f"{_this(name)} is {found[0]}, not an IP-Adapter. It belongs into models/{found[1]}.")
+        return IPAdapterError(f"{_this(name)} is {found[0]}, not an IP-Adapter. Put it in models/{found[1]}.")
     some = ", ".join(sorted(shapes)[:3]) or "none at all"
-    return IPAdapterError(f"{_this(name)} is no IP-Adapter: it has no image_proj and ip_adapter tensors (its tensors: {some}).")
+    return IPAdapterError(f"{_this(name)} is not an IP-Adapter: it has no image_proj and ip_adapter tensors (its tensors: {some}).")

@@ -69,7 +69,7 @@ def boxes_of(how: str, height: int, width: int, tiles: int) -> tuple[Box, ...]:
         left, top = middle_start(width, side), middle_start(height, side)
         return ((left, top, left + side, top + side),)
     if how != "tiles":
-        raise IPAdapterError(f"There is no way '{how}' to fit a picture. The ways are: {', '.join(FITS)}.")
+        raise IPAdapterError(f"'{how}' is not a way to fit a picture. Choose one of: {', '.join(FITS)}.")
     if tiles > short:
         raise IPAdapterError(f"The picture ({width} x {height}) is too small for {tiles} tiles: lower tiles, or connect a larger picture.")
     side = math.ceil(short / tiles)

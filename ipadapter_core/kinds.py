@@ -1,4 +1,4 @@
-"""What a weights file is when it is no IP-Adapter: told by its key names, for messages that say where it belongs."""
+"""What a weights file is when it is not an IP-Adapter: told by its key names, for messages that say where it belongs."""
 
 from __future__ import annotations
 

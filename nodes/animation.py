@@ -54,8 +54,8 @@ class IPAdapterWeights:
                 "frames": frames(0, "How many frames a picture lasts (at least 2). With timing 'custom' the numbers decide."),
                 "start_frame": frames(0, "The curve starts at this frame; before it the first number holds."),
                 "end_frame": frames(9999, "The curve ends at this frame; after it the last number holds. Beyond the last frame: no limit."),
-                "add_starting_frames": frames(0, "So many frames more at the start, with the first weight and the first picture."),
-                "add_ending_frames": frames(0, "So many frames more at the end, with the last weight and the last picture."),
+                "add_starting_frames": frames(0, "Extra frames at the start, with the first weight and the first picture."),
+                "add_ending_frames": frames(0, "Extra frames at the end, with the last weight and the last picture."),
                 "method": (
                     list(METHODS),
                     {
@@ -135,7 +135,7 @@ class IPAdapterPromptScheduleFromWeightsStrategy:
 
 
 class IPAdapterCombineWeights:
-    DESCRIPTION = "Puts two runs of weights one after another, for longer animations."
+    DESCRIPTION = "Puts two runs of weights one after the other, for longer animations."
     CATEGORY = "ipadapter/utils"
     FUNCTION = "combine"
     RETURN_TYPES = ("FLOAT", "INT")

@@ -224,7 +224,7 @@ def _enhancer_inputs(batch: bool) -> dict[str, Any]:
     tiles = (
         "Cuts the picture in this many parts each way and encodes them singly, so that fine detail is seen. 2 is a good start; 1 is off."
     )
-    ratio = "How much the whole picture counts against its tiles: 1 is the whole picture's full say, less favours detail."
+    ratio = "How much the whole picture counts against its tiles: 1 counts the whole picture fully, less favours detail."
     required |= {
         **i.WINDOW_AND_SCALING,
         "enhance_tiles": ("INT", {"default": 2, "min": 1, "max": 16, "tooltip": tiles}),

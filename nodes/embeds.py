@@ -31,7 +31,7 @@ class IPAdapterEncoder:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        weight = "How much this picture counts when it is combined with others. 1 is its full say."
+        weight = "How much this picture counts when it is combined with others. 1 is full strength."
         return {
             "required": {
                 "ipadapter": i.IPADAPTER,
@@ -75,7 +75,7 @@ class IPAdapterEncoderAdvanced:
 
 
 class IPAdapterCombineEmbeds:
-    DESCRIPTION = "Brings up to five encoded pictures together."
+    DESCRIPTION = "Combines up to five encoded pictures."
     RETURN_TYPES = ("EMBEDS",)
     OUTPUT_TOOLTIPS = ("The combined embeds.",)
     FUNCTION = "batch"
@@ -84,8 +84,9 @@ class IPAdapterCombineEmbeds:
     @classmethod
     def INPUT_TYPES(cls):
         method = (
-            "'concat' keeps all side by side; 'average' blends and is a good start; 'norm average' blends by direction; 'add' sums; "
-            "'subtract' takes the mean of the others away from the first; 'max' and 'min' pick value by value."
+            "'concat' keeps all side by side; 'average' blends and is a good start; 'norm average' normalises each component across "
+            "the pictures, then averages; 'add' sums; 'subtract' takes the mean of the others away from the first; 'max' and 'min' "
+            "pick value by value."
         )
         more = ("EMBEDS", {"tooltip": "Another encoded picture."})
         return {

@@ -54,7 +54,7 @@ class IPAdapterFaceEmbeds:
 
 
 class IPAdapterCombineFaceEmbeds:
-    DESCRIPTION = "Brings faces together: several pictures of one person averaged to one face, or several people side by side."
+    DESCRIPTION = "Combines faces: several pictures of one person averaged to one face, or several people side by side."
     RETURN_TYPES = ("FACE_EMBEDS", "IMAGE")
     RETURN_NAMES = ("face_embeds", "face_crops")
     OUTPUT_TOOLTIPS = (_FACES_OUT, _CROPS_OUT)
@@ -67,7 +67,7 @@ class IPAdapterCombineFaceEmbeds:
             "'average' makes one face of all: its look is the one picture that is nearest to the average. "
             "'concat' keeps them all, one after the other."
         )
-        more = ("FACE_EMBEDS", {"tooltip": "More faces, joined behind the others."})
+        more = ("FACE_EMBEDS", {"tooltip": "More faces, added after the others."})
         return {
             "required": {
                 "face_embeds_1": ("FACE_EMBEDS", {"tooltip": "The first faces; one input may hold several."}),

@@ -79,7 +79,7 @@ class IPAdapterNoise:
                 ),
                 "blur": (
                     "INT",
-                    {"default": 0, "min": 0, "max": 32, "step": 1, "tooltip": "Softens the noise over so many pixels. 0 is off."},
+                    {"default": 0, "min": 0, "max": 32, "step": 1, "tooltip": "How many pixels wide the noise is blurred. 0 is off."},
                 ),
             },
             "optional": {

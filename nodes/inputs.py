@@ -14,7 +14,7 @@ Input = tuple[Any, ...]
 MODEL: Input = (
     "MODEL",
     {
-        "tooltip": "The SD1.5 or SDXL model that the picture shall steer. It stays as it is; the output is a patched copy."
+        "tooltip": "The SD1.5 or SDXL model that the picture should steer. It stays as it is; the output is a patched copy."
     },
 )
 IPADAPTER: Input = (
@@ -37,25 +37,25 @@ IMAGE_PER_LATENT: Input = (
 )
 IMAGE_NEGATIVE: Input = (
     "IMAGE",
-    {"tooltip": "A picture of what you do not want. It takes the negative side; without it that side sees nothing (or black)."},
+    {"tooltip": "A picture of what you do not want. It becomes the negative side; without it, that side sees nothing (or black)."},
 )
 MASK: Input = (
     "MASK",
     {
-        "tooltip": "Where in the generated picture the reference has a say: white fully, black not at all. Any size, best with the "
+        "tooltip": "Where in the generated picture the reference acts: white fully, black not at all. Any size, ideally in the "
         "picture's shape."
     },
 )
 CLIP_VISION: Input = (
     "CLIP_VISION",
     {
-        "tooltip": "The image encoder the adapter was made for. Not needed behind a unified loader; if connected, it is used "
+        "tooltip": "The image encoder the adapter was made for. Not needed after a unified loader; if connected, it is used "
         "instead of the loader's."
     },
 )
 INSIGHTFACE: Input = (
     "INSIGHTFACE",
-    {"tooltip": "The face recogniser, from the IPAdapter InsightFace Loader. Not needed behind the unified FaceID loader."},
+    {"tooltip": "The face recogniser, from the IPAdapter InsightFace Loader. Not needed after the unified FaceID loader."},
 )
 WEIGHT_TYPE: Input = (
     list(WEIGHT_TYPES),
@@ -69,8 +69,8 @@ COMBINE: Input = (
     list(COMBINE_METHODS),
     {
         "tooltip": "What happens with several pictures. 'concat' keeps them side by side (a good start, a little slower); 'average' "
-        "blends them; 'norm average' blends by direction; 'add' sums; 'subtract' takes the others away from the first. "
-        "No effect with one picture."
+        "blends them; 'norm average' normalises each component across the pictures, then averages; 'add' sums; 'subtract' takes "
+        "the others away from the first. No effect with one picture."
     },
 )
 START_AT: Input = (
@@ -96,7 +96,7 @@ SCALING: Input = (
     list(SCALINGS),
     {
         "tooltip": "What the weight is applied to. 'V only' scales the picture's contribution and is a good start; 'K+V' also how "
-        "sharply it is attended to; the 'C penalty' forms hold back narrow layers. 'K+mean(V) w/ C penalty' keeps good "
+        "sharply it is attended to; the 'C penalty' variants hold back narrow layers. 'K+mean(V) w/ C penalty' keeps good "
         "quality at high weights."
     },
 )

@@ -13,7 +13,7 @@ SCALINGS = {"original": "V only", "linear": "K+V", "channel penalty": "K+mean(V)
 
 
 class IPAdapterApply:
-    DESCRIPTION = "The apply node of old workflows. New ones do better with IPAdapter Advanced."
+    DESCRIPTION = "The apply node of old workflows. Use IPAdapter Advanced in new ones."
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = (i.MODEL_OUT,)
     FUNCTION = "apply_ipadapter"

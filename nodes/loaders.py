@@ -24,7 +24,7 @@ _VERSIONS = {
 class IPAdapterModelLoader:
     DESCRIPTION = "Loads an adapter file from the models/ipadapter folder."
     RETURN_TYPES = ("IPADAPTER",)
-    OUTPUT_TOOLTIPS = ("The adapter. Nodes behind it need its image encoder as well.",)
+    OUTPUT_TOOLTIPS = ("The adapter. Nodes after it need its image encoder as well.",)
     FUNCTION = "load_ipadapter_model"
     CATEGORY = "ipadapter/loaders"
 

@@ -113,7 +113,7 @@ class IPAdapterPlotWeights:
 
 
 class IPAdapterInspector:
-    DESCRIPTION = "Says what an adapter file is, which models, image encoder and LoRA it needs, and whether they are here."
+    DESCRIPTION = "Says what an adapter file is, which models, image encoder and LoRA it needs, and whether they are installed."
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("text",)
     OUTPUT_TOOLTIPS = ("What was found, line by line, for a Preview Any node; the node shows it too.",)

@@ -23,7 +23,7 @@ class IPAdapterRegionalConditioning:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        prompt_weight = "How strongly this region's prompts count. 1 is the usual."
+        prompt_weight = "How strongly this region's prompts count. 1 is usual."
         return {
             "required": {
                 "image": i.IMAGE,
@@ -35,8 +35,8 @@ class IPAdapterRegionalConditioning:
             },
             "optional": {
                 "mask": i.MASK,
-                "positive": ("CONDITIONING", {"tooltip": "What shall be in this region."}),
-                "negative": ("CONDITIONING", {"tooltip": "What shall not be in this region."}),
+                "positive": ("CONDITIONING", {"tooltip": "What should be in this region."}),
+                "negative": ("CONDITIONING", {"tooltip": "What should not be in this region."}),
             },
         }
 
@@ -54,7 +54,7 @@ def _bound(conditioning, mask, strength):
 
 
 class IPAdapterCombineParams:
-    DESCRIPTION = "Brings up to five regions together."
+    DESCRIPTION = "Joins up to five regions."
     RETURN_TYPES = ("IPADAPTER_PARAMS",)
     OUTPUT_TOOLTIPS = ("All regions, for IPAdapter from Params.",)
     FUNCTION = "combine"

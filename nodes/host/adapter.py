@@ -144,7 +144,7 @@ def load_adapter(path: str, version: str = "") -> Adapter:
         info = identify(read_shapes(path), VERSIONS[version]) if version else identify_file(path)
         if version and info.family != version:
             raise IPAdapterError(
-                f"{os.path.basename(path)} is {info.label}: it has the shapes of no other version. Set version to 'as the file says'."
+                f"{os.path.basename(path)} is {info.label}: its shapes fit no other version. Set version to 'as the file says'."
             )
         if not info.supported:
             raise IPAdapterError(f"{os.path.basename(path)}: {info.problem}")

@@ -38,7 +38,7 @@ def apply_faces(model: Any, ipadapter: Any, faces: FaceEmbeds, inputs: ApplyInpu
     check_model(model, adapter)
     if not adapter.info.face:
         raise IPAdapterError(
-            f"{adapter.name} ({adapter.info.label}) has no need of faces: "
+            f"{adapter.name} ({adapter.info.label}) does not use face embeddings: "
             "connect the picture itself to an IPAdapter or IPAdapter Advanced node."
         )
     inputs = replace(inputs, clip_vision=inputs.clip_vision or from_pipeline(ipadapter, "clipvision"))

@@ -94,7 +94,7 @@ def check_mask(mask: Tensor | None, name: str = "attn_mask") -> Tensor | None:
     if batch.ndim != 3 or 0 in batch.shape:
         raise IPAdapterError(f"The {name} has the shape {tuple(mask.shape)}: a mask of [count, height, width] is needed.")
     if not torch.isfinite(batch).all():
-        raise IPAdapterError(f"The {name} has values that are not numbers (NaN or infinite): make it anew.")
+        raise IPAdapterError(f"The {name} has values that are not numbers (NaN or infinite): recreate it.")
     if not batch.any():
         log.warning("The %s is black everywhere: the reference has no effect.", name)
     return batch

@@ -36,5 +36,5 @@ def _load_pickled(path: str, name: str) -> Tensor:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch.load has no common error class for damaged files
         raise IPAdapterError(
-            f"{name} is no embeds file, or it holds code, which is not run: encode the picture again and save it."
+            f"{name} is not an embeds file, or it holds code, which is not run: encode the picture again and save it."
         ) from None

@@ -145,12 +145,12 @@ _POSITIONS = "vision_model.embeddings.position_embedding.weight"
 def _positions(model: Any, size: int) -> dict[str, Tensor]:
     """The position embeddings for pictures of another size, by the name of the parameter whose place they take for one call."""
     if not hasattr(model, "vision_model"):
-        raise IPAdapterError("This image encoder has no table of positions that could be made finer: set size to 0, its own size.")
+        raise IPAdapterError("This image encoder has no position table that could be interpolated: set size to 0, its own size.")
     patch = model.vision_model.embeddings.patch_embedding.weight.shape[-1]
     if size % patch:
         low, high = size // patch * patch, (size // patch + 1) * patch  # low may be 0, the encoder's own size
         raise IPAdapterError(
-            f"This image encoder reads patches of {patch} pixels, and {size} is no multiple of that: set size to {low} or {high}."
+            f"This image encoder reads patches of {patch} pixels, and {size} is not a multiple of that: set size to {low} or {high}."
         )
     return {_POSITIONS: interpolate_positions(model.get_parameter(_POSITIONS), size // patch)}
 

@@ -25,7 +25,7 @@ def load_faces(name: str) -> FaceEmbeds:
         tensors = safetensors.torch.load_file(path)
         embedding, crops = tensors["embedding"].float(), tensors["crops"].float() / 255
     except (SafetensorError, KeyError):
-        raise IPAdapterError(f"{name} holds no face embeddings: make them anew with IPAdapter Face Embeds and save them.") from None
+        raise IPAdapterError(f"{name} holds no face embeddings: recreate them with IPAdapter Face Embeds and save them.") from None
     if not torch.isfinite(embedding).all():
-        raise IPAdapterError(f"The face embeddings in {name} have values that are not numbers: make them anew.")
+        raise IPAdapterError(f"The face embeddings in {name} have values that are not numbers: recreate them.")
     return FaceEmbeds(embedding, crops)

@@ -93,7 +93,7 @@ def find_adapter(preset: str, base: str) -> str:
             if facts.info and published.is_of(row, facts.info):
                 log.info("%s for %s: %s, by its name", preset, base, name)
                 return path
-            notes.append(f"{name} holds something else than its name says: {_describe(name, facts)}.")
+            notes.append(f"{name} is not what its name says: {_describe(name, facts)}.")
     fitting = [(name, path) for name, path in files if (info := _look(path).info) and any(published.is_of(row, info) for row in rows)]
     if published.has_variants(rows[0]):  # files of the same shapes: a name that says another variant rules a file out
         named = [file for file in fitting if published.variant_of(file[0]) == rows[0].variant]
@@ -116,7 +116,7 @@ def find_encoder(encoder: Encoder) -> str:
         if facts.tower and fits(facts.tower, encoder):
             files.append((name, path))
         elif encoder.file and published.stem(name) == published.stem(encoder.file):
-            notes.append(f"{name} holds something else than its name says: {_describe(name, facts)}.")
+            notes.append(f"{name} is not what its name says: {_describe(name, facts)}.")
     for note in notes:
         log.warning(note)
     if files:
@@ -212,7 +212,7 @@ def _places(folder: str) -> str:
 def _there(folder: str, look: bool = True) -> str:
     names = [name for name, _ in _files(folder)]
     if not names:
-        return "There is no file there."
+        return "No files were found there."
     listed: Iterable[str] = names[:_LISTED]
     if look:
         listed = (f"{name}: {what}" for name, what in describe_folder(folder, _LISTED).items())
@@ -225,5 +225,5 @@ def _missing(what: str, folder: str, rows: list[Published], notes: list[str], lo
     if rows:
         names = " or ".join(row.name for row in rows)
         sentences.insert(1, f"Looked for {names}{', and for any file with such content' if look else ''}.")
-        sentences.append(f"Get {rows[0].name} ({rows[0].url}, page {rows[0].page}) and put it into that folder.")
+        sentences.append(f"Get {rows[0].name} ({rows[0].url}, page {rows[0].page}) and put it in that folder.")
     return IPAdapterError(" ".join(sentences))

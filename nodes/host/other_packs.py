@@ -21,10 +21,10 @@ def warn_of_other_packs(own: str) -> None:
     cls = comfy_nodes.NODE_CLASS_MAPPINGS.get(_SHARED)
     if cls is not None and not cls.__module__.startswith(f"{own}."):
         other = getattr(cls, "RELATIVE_PYTHON_MODULE", cls.__module__).removeprefix("custom_nodes.")
-        log.warning("%s has registered nodes of the same names before; this pack's are used now. Remove one of the two packs.", other)
+        log.warning("%s had already registered nodes with the same names; this pack's are used now. Remove one of the two packs.", other)
         return
     for name in _folders():
-        log.warning("%s is installed too and has nodes of the same names; those loaded last are used. Remove one of the two packs.", name)
+        log.warning("%s is installed too and has nodes with the same names; those loaded last are used. Remove one of the two packs.", name)
 
 
 def _folders() -> list[str]:

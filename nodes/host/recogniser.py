@@ -125,7 +125,7 @@ def choose_providers(provider: str) -> list[str]:
             return [name, _CPU]
     if PROVIDERS[provider]:
         package = f" For {provider} replace the package onnxruntime by {_PACKAGES[provider]}." if provider in _PACKAGES else ""
-        log.warning("This onnxruntime offers %s and not %s; insightface runs on the CPU.%s", ", ".join(available), provider, package)
+        log.warning("This onnxruntime offers %s but not %s; insightface runs on the CPU.%s", ", ".join(available), provider, package)
     return [_CPU]
 
 
@@ -147,7 +147,7 @@ def require_insightface() -> None:
 
 def _broken(error: ImportError) -> str:
     return (
-        f'insightface is installed but cannot be imported ({error}). Mend it with: "{sys.executable}" -m pip install --upgrade '
+        f'insightface is installed but cannot be imported ({error}). Repair it with: "{sys.executable}" -m pip install --upgrade '
         '--force-reinstall "insightface>=2.1", then start ComfyUI again.'
     )
 

@@ -73,5 +73,5 @@ def weights_of(weight: Any) -> list[float]:
     if not listed:
         raise IPAdapterError("The list of weights is empty: give one weight at least.")
     if not all(map(math.isfinite, listed)):
-        raise IPAdapterError("The weights hold a value that is no number (NaN or infinite): look at the node that made them.")
+        raise IPAdapterError("The weights hold a value that is not a number (NaN or infinite): look at the node that made them.")
     return listed

@@ -55,11 +55,11 @@ def base_of(model: Any) -> str:
     found = cross_attentions(model)
     name = type(model.model).__name__
     if not found:
-        raise IPAdapterError(f"The connected model is {name}, which is no SD1.5 or SDXL UNet. IP-Adapters for it are not supported yet.")
+        raise IPAdapterError(f"The connected model is {name}, which is not an SD1.5 or SDXL UNet: IP-Adapters for it are not supported.")
     base = _BASE_OF_CONTEXT.get(found[0].context, f"a UNet with {found[0].context} wide text")
     count = len(layers(base)) if base in ("SD1.5", "SDXL") else None
     if count is None:
-        raise IPAdapterError(f"The connected model is {base}. There are IP-Adapters for SD1.5 and SDXL only: connect such a model.")
+        raise IPAdapterError(f"The connected model is {base}. IP-Adapters exist for SD1.5 and SDXL only: connect one of those.")
     if len(found) != count:
         raise IPAdapterError(
             f"The connected model has {len(found)} cross-attentions where {base} has {count} (a distilled one such as SSD-1B?). "

@@ -157,7 +157,7 @@ def test_without_pictures_there_are_weights_alone(method):
 def test_one_picture():
     assert numbers(animate(linear(), pictures(1)).image_1) == "000"
     for method in METHODS[1:]:
-        with pytest.raises(IPAdapterError, match=f"{method} fades between pictures and got one"):
+        with pytest.raises(IPAdapterError, match=f"{method} fades between pictures, but there is only one"):
             animate(linear(method=method), pictures(1))
 
 

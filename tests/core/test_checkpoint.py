@@ -192,8 +192,8 @@ def test_a_safetensors_file_with_more_behind_it(adapter, tmp_path):
     (b'{"a": nonsense}', "Expecting value"),
     (b'{"a": {"dtype": "F16", "shape": [2, 2], "data_offsets": [0, 9]}}', "a tensor's offsets do not fit its shape"),
     (b'{"a": {"dtype": "F16", "shape": [2], "data_offsets": [4, 0]}}', "a tensor's offsets do not fit its shape"),
-    (b'{"a": {"dtype": "F16", "shape": [-2, -2], "data_offsets": [0, 8]}}', "a shape or an offset is no natural number"),
-    (b'{"a": {"dtype": "F16", "shape": [2.0], "data_offsets": [0, 4]}}', "a shape or an offset is no natural number"),
+    (b'{"a": {"dtype": "F16", "shape": [-2, -2], "data_offsets": [0, 8]}}', "a shape or an offset is not a natural number"),
+    (b'{"a": {"dtype": "F16", "shape": [2.0], "data_offsets": [0, 4]}}', "a shape or an offset is not a natural number"),
     (b'{"a": {"dtype": "X9", "shape": [2], "data_offsets": [0, 4]}}', "the number type X9 is not known"),
     (b'{"a": {"shape": [2], "data_offsets": [0, 4]}}', "'dtype'"),
     (b'{"a": 3}', "not subscriptable"),
@@ -269,7 +269,7 @@ def test_a_torchscript_program_is_refused(tmp_path):
 
 def test_a_torch_file_without_names(tmp_path):
     torch.save([torch.ones(2)], tmp_path / "a.bin")
-    assert refused(tmp_path / "a.bin") == "a.bin holds a list and not named tensors: it is no IP-Adapter."
+    assert refused(tmp_path / "a.bin") == "a.bin holds a list instead of named tensors: it is not an IP-Adapter."
 
 
 # --- well-formed files that cannot be used
@@ -331,7 +331,7 @@ def test_half_a_lora_pair_is_named():
 
 def test_a_lora_and_a_flux_adapter_are_named(tmp_path):
     save_file({"unet.mid_block.attentions.0.to_q.lora_A.weight": torch.ones(2)}, tmp_path / "style.safetensors")
-    with pytest.raises(IPAdapterError, match=r"^style\.safetensors is a LoRA, not an IP-Adapter\. It belongs into models/loras\.$"):
+    with pytest.raises(IPAdapterError, match=r"^style\.safetensors is a LoRA, not an IP-Adapter\. Put it in models/loras\.$"):
         read_checkpoint(tmp_path / "style.safetensors")
     shapes.write_header(tmp_path / "flux.safetensors", shapes.FOREIGN["XLabs v1"][0])
     sentence = r"^flux\.safetensors cannot be used: this is an XLabs Flux adapter: Flux is not supported yet\.$"

@@ -53,7 +53,7 @@ def test_crops_of_both_alignments():
 
 def test_no_faces_and_wrong_shapes_are_errors():
     for embedding, crops in (((0, 512), (0, 256, 256, 3)), ((512,), (1, 256, 256, 3)), ((1, 512), (1, 224, 224, 3))):
-        with pytest.raises(IPAdapterError, match="no face embeddings"):
+        with pytest.raises(IPAdapterError, match="not face embeddings"):
             FaceEmbeds(torch.zeros(embedding), torch.zeros(crops))
 
 

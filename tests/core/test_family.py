@@ -143,7 +143,7 @@ def test_instantids_own_file_is_named(name, sha256):
     info = identify(UNNORM_SHAPES, name, sha256)
     assert (info.family, info.supported) == ("instantid", False)
     assert info.problem == (
-        "this is InstantID's own ip-adapter.bin: it needs the InstantID nodes and their ControlNet; put it into models/instantid")
+        "this is InstantID's own ip-adapter.bin: it needs the InstantID nodes and their ControlNet; put it in models/instantid")
 
 
 def test_an_unnorm_that_nothing_tells_apart_is_used_and_says_so():
@@ -154,23 +154,23 @@ def test_an_unnorm_that_nothing_tells_apart_is_used_and_says_so():
 
 @pytest.mark.parametrize(("keys", "sentence"), [
     (["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"],
-     r"x\.bin is a LoRA, not an IP-Adapter\. It belongs into models/loras\."),
+     r"x\.bin is a LoRA, not an IP-Adapter\. Put it in models/loras\."),
     (["unet.down_blocks.0.attentions.0.attn1.processor.to_q_lora.up.weight"], "is a LoRA, not"),
     (["diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight"], "is a LoRA, not"),
     (["lora_unet_mid.hada_w1_a"], r"is a LoRA \(LyCORIS\)"),
     (["model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.encoder.conv_in.weight"],
-     "is a full checkpoint, not an IP-Adapter. It belongs into models/checkpoints."),
+     "is a full checkpoint, not an IP-Adapter. Put it in models/checkpoints."),
     (["double_blocks.0.img_attn.qkv.weight"], "is a diffusion model without its encoders"),
     (["vision_model.embeddings.position_embedding.weight", "visual_projection.weight"],
-     r"is an image encoder \(CLIP Vision\), not an IP-Adapter. It belongs into models/clip_vision."),
-    (["control_model.input_blocks.0.0.weight"], "is a ControlNet, not an IP-Adapter. It belongs into models/controlnet."),
+     r"is an image encoder \(CLIP Vision\), not an IP-Adapter. Put it in models/clip_vision."),
+    (["control_model.input_blocks.0.0.weight"], "is a ControlNet, not an IP-Adapter. Put it in models/controlnet."),
     (["controlnet_cond_embedding.conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"], "is a ControlNet"),
-    (["decoder.conv_in.weight", "encoder.conv_in.weight"], "is a VAE, not an IP-Adapter. It belongs into models/vae."),
+    (["decoder.conv_in.weight", "encoder.conv_in.weight"], "is a VAE, not an IP-Adapter. Put it in models/vae."),
     (["text_model.encoder.layers.0.mlp.fc1.weight"], "is a text encoder"),
     (["emb_params"], "is a textual inversion embedding"),
     (["down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"], "is an AnimateDiff motion module"),
     (["id_encoder.visual_projection_2.weight"], "is a PhotoMaker model"),
-    (["something.else", "b"], r"x.bin is no IP-Adapter: it has no image_proj and ip_adapter tensors \(its tensors: b, something.else\)."),
+    (["something.else", "b"], r"x.bin is not an IP-Adapter: it has no image_proj and ip_adapter tensors \(its tensors: b, something"),
     ([], r"\(its tensors: none at all\)"),
 ])  # fmt: skip
 def test_what_is_no_adapter_is_named_with_its_folder(keys, sentence):

@@ -131,7 +131,7 @@ def test_positions_without_a_class_token_and_of_another_dtype():
 @pytest.mark.parametrize(("call", "words"), [
     (lambda: boxes_of("tiles", 3, 9, 4), "too small for 4 tiles"),
     (lambda: boxes_of("tiles", 10, 10 * (MOST_TILES + 1), 1), f"{MOST_TILES + 1} tiles, more than {MOST_TILES}"),
-    (lambda: boxes_of("zoom", 10, 10, 1), "The ways are: center crop, pad, stretch, tiles"),
+    (lambda: boxes_of("zoom", 10, 10, 1), "Choose one of: center crop, pad, stretch, tiles"),
     (lambda: interpolate_positions(torch.zeros(14, 4), 3), "no square grid"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_said(call, words):

@@ -74,7 +74,7 @@ def test_the_other_pack_first(custom_nodes, caplog):
     load(custom_nodes / "ours")
     assert nodes.NODE_CLASS_MAPPINGS["IPAdapterAdvanced"].CATEGORY == "ipadapter"
     (said,) = warnings(caplog)
-    assert said == f"{OTHER} has registered nodes of the same names before; this pack's are used now. Remove one of the two packs."
+    assert said == f"{OTHER} had already registered nodes with the same names; this pack's are used now. Remove one of the two packs."
 
 
 @pytest.mark.parametrize("name", [OTHER, "comfyui-ipadapter-plus", "ComfyUI_IPAdapter_plus-main"])
@@ -85,7 +85,7 @@ def test_the_other_pack_later(custom_nodes, caplog, name):
     load(other)
     assert nodes.NODE_CLASS_MAPPINGS["IPAdapterAdvanced"].FUNCTION == "run"
     (said,) = warnings(caplog)
-    assert said == f"{name} is installed too and has nodes of the same names; those loaded last are used. Remove one of the two packs."
+    assert said == f"{name} is installed too and has nodes with the same names; those loaded last are used. Remove one of the two packs."
 
 
 @pytest.mark.parametrize("name", ["ours", OTHER])

@@ -253,5 +253,5 @@ def test_our_adapter_reads_like_the_dict_of_the_other_pack(pack, comfy, family, 
     ids=str,
 )  # fmt: skip
 def test_what_is_no_adapter_gives_a_sentence(small, value):
-    with pytest.raises(ValueError, match=r"no adapter in the ipadapter input|is no IP-Adapter"):
+    with pytest.raises(ValueError, match=r"no adapter in the ipadapter input|is not an IP-Adapter"):
         small.apply(ipadapter=value)

@@ -202,7 +202,7 @@ class Code:
 def test_a_pickle_with_code_is_refused_and_not_run(pack, input_folder, tmp_path, write):
     write(Code(tmp_path / "ran"), input_folder / "bad.ipadpt")
     assert sentence(load, pack, "bad.ipadpt") == (
-        "bad.ipadpt is no embeds file, or it holds code, which is not run: encode the picture again and save it."
+        "bad.ipadpt is not an embeds file, or it holds code, which is not run: encode the picture again and save it."
     )
     assert not (tmp_path / "ran").exists()
 
@@ -210,7 +210,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(pack, input_folder, tmp_path,
 @pytest.mark.parametrize("content", [b"", b"no embeds", b"\x80\x02", b"PK\x03\x04broken", b"\x80\x04]q\x00(h\xff.", bytes(range(256))])
 def test_a_file_that_holds_something_else(pack, input_folder, content):
     (input_folder / "bad.ipadpt").write_bytes(content)
-    assert "bad.ipadpt is no embeds file" in sentence(load, pack, "bad.ipadpt")
+    assert "bad.ipadpt is not an embeds file" in sentence(load, pack, "bad.ipadpt")
 
 
 @pytest.mark.parametrize("tensors", [{"other": torch.ones(1, 4)}, {"embeds": torch.ones(4)}, {"embeds": torch.full((1, 4), float("nan"))}])

@@ -102,7 +102,7 @@ def test_a_flux_model(apply):
     config.set_inference_dtype(torch.float32, None)
     flux = config.get_model(state, prefix, device=torch.device("meta"))
     patcher = comfy.model_patcher.ModelPatcher(flux, torch.device("cpu"), torch.device("cpu"))
-    assert "The connected model is Flux, which is no SD1.5 or SDXL UNet" in sentence(apply, model=patcher)
+    assert "The connected model is Flux, which is not an SD1.5 or SDXL UNet" in sentence(apply, model=patcher)
 
 
 def test_the_sdxl_refiner(apply, world, monkeypatch):

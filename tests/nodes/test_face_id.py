@@ -88,7 +88,7 @@ def test_missing_models_are_told_apart_from_a_missing_library(pack, world, comfy
 
 def test_an_adapter_that_has_no_need_of_faces(pack, world, analyser, photo):
     faces = lab.call(pack["IPAdapterFaceEmbeds"], insightface=analyser, image=photo, faces="first")[0]
-    with pytest.raises(ValueError, match="has no need of faces"):
+    with pytest.raises(ValueError, match="does not use face embeddings"):
         pack["IPAdapterApplyFaceEmbeds"]().apply_faces(world.unet["sd15"], load(pack, world, "plus"), faces)
 
 
@@ -188,7 +188,7 @@ def test_the_version_can_be_chosen_where_files_look_alike(pack, world, comfy):
             version: node.load_ipadapter_model("my_face.bin", version)[0].info.family
             for version in ("as the file says", "FaceID plus v1", "FaceID plus v2")
         }
-        with pytest.raises(ValueError, match="it has the shapes of no other version"):
+        with pytest.raises(ValueError, match="its shapes fit no other version"):
             node.load_ipadapter_model("my_face.bin", "FaceID portrait unnorm")
     finally:
         renamed.unlink()

@@ -229,7 +229,7 @@ def test_every_family_is_found_under_a_name_of_its_own(files, folders, preset, b
 
 def test_a_wrong_file_under_a_published_name_is_passed_over_and_said(files, folders, user_error, caplog):
     put(folders, "ip-adapter-plus_sd15.safetensors", "ip-adapter-plus_sdxl_vit-h.safetensors")
-    note = "ip-adapter-plus_sd15.safetensors holds something else than its name says: IP-Adapter plus for SDXL (16 tokens, ViT-H)."
+    note = "ip-adapter-plus_sd15.safetensors is not what its name says: IP-Adapter plus for SDXL (16 tokens, ViT-H)."
     with pytest.raises(user_error) as caught:
         files.find_adapter("PLUS (high strength)", "SD1.5")
     assert note in str(caught.value)
@@ -259,12 +259,12 @@ def test_nothing_found_says_what_was_looked_for_what_is_there_and_where_to_get_i
         "There are: b.bin: empty (0 bytes); c.safetensors: a LoRA; d.safetensors: XLabs Flux adapter (not supported); "
         f"{sub}: IP-Adapter for SDXL (4 tokens, ViT-bigG). "
         "Get ip-adapter-plus_sd15.safetensors (https://huggingface.co/h94/IP-Adapter/resolve/main/models/ip-adapter-plus_sd15.safetensors, "
-        "page https://huggingface.co/h94/IP-Adapter) and put it into that folder."
+        "page https://huggingface.co/h94/IP-Adapter) and put it in that folder."
     )
 
 
 def test_an_empty_folder_and_a_full_one(files, folders, user_error):
-    with pytest.raises(user_error, match=r"There is no file there\. Get ip-adapter_sdxl_vit-h\.safetensors"):
+    with pytest.raises(user_error, match=r"No files were found there\. Get ip-adapter_sdxl_vit-h\.safetensors"):
         files.find_adapter("STANDARD (medium strength)", "SDXL")
     for i in range(15):
         put(folders, f"{i:02}.safetensors")
@@ -302,14 +302,14 @@ def test_a_vit_h_that_holds_big_g_is_not_taken_and_the_message_says_so(files, fo
     encoder = need(family, "ip-adapter-plus_sd15.safetensors")
     with pytest.raises(user_error) as caught:
         files.find_encoder(encoder)
-    note = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors holds something else than its name says: image encoder ViT-bigG."
+    note = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors is not what its name says: image encoder ViT-bigG."
     assert str(caught.value) == (
         f"No image encoder ViT-H (penultimate_hidden_states 1280 wide) was found in {folders / 'clip_vision'}. "
         "Looked for CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors, and for any file with such content. "
         f"{note} There are: CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors: image encoder ViT-bigG. "
         "Get CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors "
         "(https://huggingface.co/h94/IP-Adapter/resolve/main/models/image_encoder/model.safetensors, "
-        "page https://huggingface.co/h94/IP-Adapter) and put it into that folder."
+        "page https://huggingface.co/h94/IP-Adapter) and put it in that folder."
     )
     caplog.clear()
     wanted = put_encoder(folders, "right.safetensors", 1280, 1024, 257)
@@ -349,7 +349,7 @@ def test_a_faceid_whose_lora_is_nowhere(files, folders, family, user_error):
         "Looked for ip-adapter-faceid_sd15_lora.safetensors. There are: style.safetensors. "
         "Get ip-adapter-faceid_sd15_lora.safetensors "
         "(https://huggingface.co/h94/IP-Adapter-FaceID/resolve/main/ip-adapter-faceid_sd15_lora.safetensors, "
-        "page https://huggingface.co/h94/IP-Adapter-FaceID) and put it into that folder."
+        "page https://huggingface.co/h94/IP-Adapter-FaceID) and put it in that folder."
     )
 
 

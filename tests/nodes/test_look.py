@@ -188,7 +188,7 @@ def test_weights_are_plotted_one_or_two_or_a_single_number(pack):
 
 
 @pytest.mark.parametrize(("weights", "words"), [
-    ([], "list of weights is empty"), ([0.5, float("nan")], "no number"), ([float("inf")], "no number"),
+    ([], "list of weights is empty"), ([0.5, float("nan")], "not a number"), ([float("inf")], "not a number"),
     ([None], "must be a number"), ([[0.1]], "must be a number"), ("0.5, 1", "must be a number"),
 ])  # fmt: skip
 def test_weights_that_are_none_are_told(small, pack, weights, words):

@@ -80,7 +80,7 @@ def test_combined_weights(pack):
     ("PrepImageForClipVision", {"image": torch.zeros(0, 4, 4, 3)}, "is empty"),
     ("IPAdapterNoise", {"type": "fade", "strength": 1.0, "blur": 0, "image_optional": torch.zeros(4, 4, 3)}, "not a picture"),
     ("IPAdapterWeights", {"weights": "a, b", "timing": "linear", "frames": 5}, "weights cannot be read"),
-    ("IPAdapterWeights", {"weights": "1, 0", "method": "shift batches", "image": torch.zeros(1, 4, 4, 3)}, "Connect two or more"),
+    ("IPAdapterWeights", {"weights": "1, 0", "method": "shift batches", "image": torch.zeros(1, 4, 4, 3)}, "only one: connect more"),
     ("IPAdapterWeightsFromStrategy", {"weights_strategy": {}}, "weights_strategy output"),
     ("IPAdapterPromptScheduleFromWeightsStrategy", {"weights_strategy": 3, "prompt": "x"}, "weights_strategy output"),
 ])  # fmt: skip
