@@ -52,12 +52,12 @@ def with_lora_file(model: Any, path: str, strength: float) -> Any:
 def _patched(model: Any, patches: Mapping[str, Any], strength: float, what: str) -> Any:
     if strength == 0 or not patches:
         return model
-    weights = model.model.state_dict()
     for key, patch in patches.items():
         if ".attn" not in key or not isinstance(patch, LoRAAdapter):
             continue
         up, down = patch.weights[:2]
-        if key not in weights or (up.shape[0], down.shape[1]) != tuple(weights[key].shape):
+        shape = _shape(model.model, key)
+        if shape is not None and shape != (up.shape[0], down.shape[1]):
             raise IPAdapterError(
                 f"{what} does not fit the connected model (at {key}). "
                 "Connect a model of the base that the FaceID file was made for: SD1.5 for _sd15 files, SDXL for _sdxl files."
@@ -65,3 +65,17 @@ def _patched(model: Any, patches: Mapping[str, Any], strength: float, what: str)
     model = model.clone()
     model.add_patches(patches, strength)
     return model
+
+
+def _shape(model: Any, key: str) -> tuple[int, ...] | None:
+    """(out, in) of the layer that has this weight, however it is stored: quantised weights may be packed.
+
+    Empty where there is no such layer; None where nothing tells its shape.
+    """
+    try:
+        layer = comfy.utils.get_attr(model, key.removesuffix(".weight"))
+    except AttributeError:
+        return ()
+    if hasattr(layer, "out_features"):
+        return layer.out_features, layer.in_features
+    return tuple(layer.weight.shape) if layer.weight.is_floating_point() else None

@@ -162,3 +162,46 @@ def test_a_lora_of_another_base_is_an_error(host, pack, comfy, tmp_path):
     save_file({"te.weight": torch.ones(2, 2)}, path)
     with pytest.raises(ValueError, match="has no LoRA for this model"):
         host.with_lora_file(lab.unet("sd15"), str(path), 1.0)
+
+
+class Packed(torch.nn.Module):
+    """A linear layer as ComfyUI's nvfp4 has it: two weights of four bits in each byte [out, in / 2]; the layer knows its true size."""
+
+    def __init__(self, layer: Any, sizes: bool):
+        super().__init__()
+        whole = (layer.weight.detach() / 0.01).round().clamp(-8, 7)
+        if sizes:
+            self.in_features, self.out_features = layer.in_features, layer.out_features
+        high, low = (whole + 8).to(torch.uint8).unflatten(1, (-1, 2)).unbind(2)
+        self.weight = torch.nn.Parameter(high * 16 + low, requires_grad=False)
+        self.patched = None
+
+    def convert_weight(self, weight, inplace=False):
+        """Bytes, which ComfyUI has made floats, to weights."""
+        high, low = weight // 16, weight % 16
+        return (torch.stack([high, low], 2).flatten(1) - 8) * 0.01
+
+    def set_weight(self, weight, inplace_update=False, seed=None):
+        self.patched = weight
+
+
+@pytest.mark.parametrize("sizes", [True, False])
+def test_a_packed_weight_counts_by_its_true_shape(host, layers, model, sizes):
+    """Half the columns in the state dict, yet the LoRA fits; where nothing tells the shape, ComfyUI is left to patch it."""
+    layer = next(layer for layer in layers if layer.linear == "to_q")
+    *path, name = host.weight_key(layer).removesuffix(".weight").split(".")
+    owner = model.model.get_submodule(".".join(path))
+    plain = getattr(owner, name)
+    packed = Packed(plain, sizes)
+    want = packed.convert_weight(packed.weight.double()) + 0.6 * layer.up.double() @ layer.down.double()
+    setattr(owner, name, packed)
+    try:
+        patched = host.with_lora(model, layers, 0.6)
+        patched.patch_weight_to_device(host.weight_key(layer))
+        assert packed.patched is not None and (packed.patched - want).norm() / want.norm() < 1e-6  # float32 rounding
+        if sizes:
+            narrow = layer._replace(down=layer.down[:, ::2])  # as wide as the bytes are many
+            with pytest.raises(ValueError, match="does not fit the connected model"):
+                host.with_lora(model, [narrow], 0.6)
+    finally:
+        setattr(owner, name, plain)
