@@ -10,12 +10,25 @@ from torch import Tensor
 
 from ...ipadapter_core.errors import IPAdapterError
 
+_LISTED = "files in input, for ipadapter"
+
 
 def list_saved(suffix: str) -> list[str]:
     """Names of the files with that suffix in the input folder, with their subfolder."""
+    return [name for name in _input_files() if name.endswith(suffix)]
+
+
+def _input_files() -> list[str]:
+    """The folder is walked once for all lists of an /object_info: ComfyUI's own memory of file lists lives as long as the request."""
+    helper = getattr(folder_paths, "cache_helper", None)
+    if helper is not None and (known := helper.get(_LISTED)) is not None:
+        return known[0]
     root = folder_paths.get_input_directory()
     found = [os.path.relpath(os.path.join(folder, name), root) for folder, _, names in os.walk(root) for name in names]
-    return sorted(name.replace(os.sep, "/") for name in found if name.endswith(suffix))
+    names = sorted(name.replace(os.sep, "/") for name in found)
+    if helper is not None:
+        helper.set(_LISTED, (names, {}, 0.0))
+    return names
 
 
 def save_new(tensors: dict[str, Tensor], prefix: str, suffix: str) -> str:
