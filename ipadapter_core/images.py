@@ -1,5 +1,7 @@
 """Pictures before they reach an encoder: channels, squares, resizing, sharpening. A picture batch is [b, h, w, c], values 0..1."""
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ INTERPOLATIONS = ("LANCZOS", "BICUBIC", "HAMMING", "BILINEAR", "BOX", "NEAREST")
 
 
 def rgb(image: Tensor, name: str = "image") -> Tensor:
-    """Bring a batch [b, h, w, 1..4] to [b, h, w, 3] float32 in 0..1: grey is repeated, alpha dropped.
+    """Bring a batch [b, h, w, 1..4] to [b, h, w, 3] float32 in 0..1: grey is repeated, alpha dropped. A view where no value changes.
 
     Raises IPAdapterError, calling the picture `name`, for anything that is no batch of pictures or has values that are not finite.
     """
@@ -24,11 +26,13 @@ def rgb(image: Tensor, name: str = "image") -> Tensor:
         )
     if image.numel() == 0:
         raise IPAdapterError(f"The {name} input is empty (shape {list(image.shape)}). Connect at least one picture.")
-    channels = image[..., :3] if image.shape[3] >= 3 else image[..., :1].expand(-1, -1, -1, 3)
-    channels = channels.float()
-    if not torch.isfinite(channels).all():
+    channels = image[..., :3] if image.shape[3] >= 3 else image[..., :1]
+    ends = torch.stack([torch.stack(picture.contiguous().aminmax()) for picture in channels])  # one by one: a batch may be large
+    low, high = ends.min().item(), ends.max().item()
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise IPAdapterError(f"The {name} input has pixels that are not numbers (NaN or infinite). Look at the node that made it.")
-    return channels.clamp(0, 1)
+    channels = channels.float().expand(-1, -1, -1, 3)
+    return channels if low >= 0 and high <= 1 else channels.clamp(0, 1)
 
 
 def square(image: Tensor, position: str = "center") -> Tensor:
