@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,14 +17,12 @@ from ...ipadapter_core.fit import boxes_of, fit, interpolate_positions, per_pict
 from ...ipadapter_core.images import rgb
 from ...ipadapter_core.preprocess import CLIP_MEAN, SIZE, clip_pixels
 from ...ipadapter_core.tiles import join_tiled, merge_tile_features, split_tiles
-from .cache import ByteCache, digest
+from .cache import ByteCache, digest, digests, number_of
 
 log = logging.getLogger(__name__)
 
 _FEATURES: ByteCache[Tensor] = ByteCache(512 << 20)
 _BATCH = 16  # pictures encoded at a time where the user names no number
-_numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-_next_number = itertools.count()
 
 
 def widths(clip_vision: Any) -> dict[str, int]:
@@ -62,19 +58,16 @@ def check_encoder(needed: Encoder, clip_vision: Any, adapter_name: str) -> None:
 def encode(
     clip_vision: Any, images: Tensor, feature: str, batch_size: int = 0, mask: Tensor | None = None, pixels: int = 0
 ) -> Tensor:
-    """Pictures [n, h, w, 1, 3 or 4] -> features [n, ...] in fp32, each picture encoded once while it is remembered.
+    """Pictures [n, h, w, 3], as rgb() gives them, -> features [n, ...] in fp32, each encoded once while it is remembered.
 
     Centre-cropped to the encoder's size, or to `pixels` where that is not 0. mask [m, H, W] is multiplied onto the normalised
     pixels: one for each picture, or the first for all.
     """
-    images = rgb(images)
     own = getattr(clip_vision, "image_size", 0)
     pixels = pixels or own
     masks = None if mask is None else per_picture(mask, len(images)).to(images.device)
-    if clip_vision not in _numbers:
-        _numbers[clip_vision] = next(_next_number)
-    seen_through = [b""] * len(images) if masks is None else [digest(one) for one in masks]
-    keys = [(_numbers[clip_vision], feature, pixels, digest(image), seen) for image, seen in zip(images, seen_through, strict=True)]
+    number = number_of(clip_vision)
+    keys = [(number, feature, pixels, *seen) for seen in zip(digests(images), _seen_through(mask, len(images)), strict=True)]
     found = {key: features for key in keys if (features := _FEATURES.get(key)) is not None}
     missing = {key: i for i, key in enumerate(keys) if key not in found}
     size = batch_size or (max(1, _BATCH * own**2 // pixels**2) if 0 < own < pixels else _BATCH)
@@ -86,11 +79,19 @@ def encode(
         places = [i for _, i in some]
         features = _run(clip_vision, images[places], feature, None if masks is None else masks[places], pixels)
         for (key, _), one in zip(some, features, strict=True):
-            found[key] = one.detach().float().clone()
-            _FEATURES.put(key, found[key], found[key].nbytes)
+            found[key] = one.detach().to("cpu", torch.float32, copy=True)
+            if number is not None:
+                _FEATURES.put(key, found[key], found[key].nbytes)
         if progress:
             progress.update(len(some))
-    return torch.stack([found[key] for key in keys])
+    return torch.stack([found[key] for key in keys]).to(comfy.model_management.intermediate_device())
+
+
+def _seen_through(mask: Tensor | None, count: int) -> list[bytes]:
+    """Fingerprints of the masks of `count` pictures."""
+    if mask is None:
+        return [b""] * count
+    return digests(mask) if len(mask) == count else [digest(mask[0])] * count
 
 
 def encode_black(clip_vision: Any, feature: str, pixels: int = 0) -> Tensor:
@@ -158,5 +159,5 @@ def _positions(model: Any, size: int) -> dict[str, Tensor]:
 def encode_enhanced(clip_vision: Any, images: Tensor, feature: str, tiles: int, ratio: float, batch_size: int = 0) -> Tensor:
     """Features [n or 2, ...] of pictures seen whole and in tiles x tiles parts (ClipVision Enhancer)."""
     full = encode(clip_vision, images, feature, batch_size)
-    parts = encode(clip_vision, split_tiles(rgb(images), tiles), feature, batch_size)
-    return join_tiled(full, merge_tile_features(parts, tiles), ratio)
+    parts = [encode(clip_vision, split_tiles(some, tiles), feature, batch_size) for some in images.split(_BATCH)]
+    return join_tiled(full, torch.cat([merge_tile_features(part, tiles) for part in parts]), ratio)

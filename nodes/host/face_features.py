@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import weakref
 from typing import Any
 
 import torch
@@ -11,31 +9,25 @@ from torch import Tensor
 
 from ...ipadapter_core.face_embeds import FaceEmbeds
 from .adapter import Adapter
-from .cache import ByteCache, digest
+from .cache import ByteCache, digests, number_of
 from .recogniser import Face, detect
 
 CROP_SIZES = {"SD1.5": 224, "SDXL": 256, "Kolors": 336}  # as ComfyUI_IPAdapter_plus cuts them
 _FOUND: ByteCache[tuple[Face, ...]] = ByteCache(64 << 20)
-_numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-_next_number = itertools.count()
 
 
 def first_faces(pictures: Tensor, analyser: Any, size: int) -> list[Face]:
     """The first face of each picture [n, h, w, 3], each picture looked at once while it is remembered."""
-    if analyser not in _numbers:
-        _numbers[analyser] = next(_next_number)
-
-    def look(number: int, picture: Tensor) -> tuple[Face, ...]:
-        return detect(picture, analyser, number, len(pictures), size)
-
-    return [
-        _FOUND.get_or_make(
-            (_numbers[analyser], size, digest(picture)),
-            lambda number=number, picture=picture: look(number, picture),
-            lambda faces: sum(face.crop.nbytes + 8192 for face in faces),
-        )[0]
-        for number, picture in enumerate(pictures, 1)
-    ]
+    number = number_of(analyser)
+    first = []
+    for place, (picture, content) in enumerate(zip(pictures, digests(pictures), strict=True)):
+        faces = _FOUND.get((number, size, content))
+        if faces is None:
+            faces = detect(picture, analyser, 1 + place, len(pictures), size)
+            if number is not None:
+                _FOUND.put((number, size, content), faces, sum(face.crop.nbytes + 8192 for face in faces))
+        first.append(faces[0])
+    return first
 
 
 def identities(adapter: Adapter, raw: Tensor, normed: Tensor) -> Tensor:

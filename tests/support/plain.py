@@ -142,9 +142,7 @@ def run(guider, steps: int = 2, batch: int = 1, hw: tuple[int, int] = (8, 8)) ->
 
 
 def clear_caches():
-    """Forget every encoded picture and projected K and V."""
-    from ipadapter_pack.nodes.host.adapter import _KV_CACHE
-    from ipadapter_pack.nodes.host.encoder import _FEATURES
+    """Forget every encoded picture, face, token and projected K and V."""
+    from ipadapter_pack.nodes.host.cache import empty_caches
 
-    _KV_CACHE.clear()
-    _FEATURES.clear()
+    empty_caches()
