@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -21,16 +20,18 @@ from ...ipadapter_core.checkpoint import Checkpoint, from_state_dicts, read_chec
 from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.family import Info, identify
 from ...ipadapter_core.projection import build_projection
-from .cache import ByteCache
+from .cache import ByteCache, number_of
 from .files import identify_file
 
+Sides = Mapping[str, tuple[Tensor, Tensor]]  # name -> tokens [r, t, d] of the negative and the positive side
 _AT_ONCE = 32  # pictures projected at a time: an animation has one for each frame
 _FLAGS = {"faceid-plus-v2": ("faceidplusv2",), "portrait-unnorm": ("portraitunnorm",)}  # other packs ask whether they are there
+_LARGEST = 1e6  # far beyond what an encoder, a recogniser or a projection, which ends in a layer norm, gives
 _KV_CACHE: ByteCache[KV] = ByteCache(512 << 20)
+_TOKENS: ByteCache[Sides] = ByteCache(256 << 20)  # about 3 % of their K and V: kept where those are too large
 _loaded: weakref.WeakValueDictionary[tuple, Adapter] = weakref.WeakValueDictionary()
 # {a tensor of another pack's mapping: {hint: the Adapter built on it}}
 _foreign: MutableMapping[Tensor, dict[str, Adapter]] = WeakIdKeyDictionary()
-_numbers = itertools.count()
 
 
 def _flat(sd: Mapping[str, Tensor], part: str) -> dict[str, tuple[int, ...]]:
@@ -41,7 +42,7 @@ class Adapter(Mapping):
     """Reads like the mapping of two state dicts that other packs pass as IPADAPTER: image_proj, ip_adapter and the flags."""
 
     def __init__(self, checkpoint: Checkpoint, info: Info, name: str, path: str | None = None):
-        self.number = next(_numbers)
+        self.number = number_of(self)
         self.info = info
         self.name = name
         self.path = path
@@ -94,13 +95,31 @@ class Adapter(Mapping):
         return {int(number): block["to_k_ip"].out_features for number, block in self.module.ip_adapter.items()}
 
     def project(self, *features: Tensor, **options: Any) -> Tensor:
-        """Features [n, ...] -> tokens [n, t, d], in fp32 on the device the adapter is loaded to, a few at a time."""
+        """Features [n, ...] -> tokens [n, t, d], in fp32 on the device the adapter is loaded to, a few at a time.
+
+        Raises IPAdapterError for features with values that are not numbers.
+        """
+        if not all(_largest(part) <= _LARGEST for part in features):
+            raise IPAdapterError(
+                f"The encoded pictures or faces that {self.name} is given have values that are not numbers (NaN, infinite or far too "
+                "large). Look at the node that made them; an image encoder that gives such values is damaged: download it again."
+            )
 
         def make(device: torch.device) -> Tensor:
             parts = zip(*(part.split(_AT_ONCE) for part in features), strict=True)
             return torch.cat([self.module.image_proj(*(p.to(device, torch.float32) for p in part), **options) for part in parts])
 
         return self._run(make)
+
+    def tokens(self, key: tuple, make: Callable[[], Sides]) -> Sides:
+        """Projected tokens on the device the adapter is loaded to, kept by `key`, which says what `make` makes them of."""
+
+        def made() -> Sides:
+            return {name: (negative.cpu(), positive.cpu()) for name, (negative, positive) in make().items()}
+
+        kept = _TOKENS.get_or_make((self.number, key), made, lambda sides: sum(part.nbytes for pair in sides.values() for part in pair))
+        device = self.patcher.load_device
+        return {name: (negative.to(device), positive.to(device)) for name, (negative, positive) in kept.items()}
 
     def kv(
         self,
@@ -112,21 +131,42 @@ class Adapter(Mapping):
     ) -> KV:
         """K and V of the layers `numbers`; `tokens` gives {number: [r, t, d]}, `key` says what it makes them of.
 
-        They are kept by that key, and `tokens` is called only where they are not there.
+        They are kept by that key, and `tokens` is called only where they are not there. Raises IPAdapterError where a value is no number.
         """
 
         def make() -> KV:
             modules = {n: (self.module.ip_adapter[str(n)]["to_k_ip"], self.module.ip_adapter[str(n)]["to_v_ip"]) for n in numbers}
             made = tokens()
             kv = self._run(lambda device: project_kv(modules, made, heads, dtype))
-            return KV(kv.rows.to(comfy.model_management.intermediate_device()), kv.slots)
+            if not _largest(kv.rows) <= _LARGEST:
+                exact = self._run(lambda device: project_kv(modules, made, heads, torch.float32))
+                raise self._too_large(dtype if _largest(exact.rows) <= _LARGEST else None)
+            return KV(kv.rows.cpu(), kv.slots)
 
         return _KV_CACHE.get_or_make((self.number, dtype, tuple(numbers), key), make, lambda kv: kv.rows.nbytes)
+
+    def _too_large(self, dtype: torch.dtype | None) -> IPAdapterError:
+        """What to say of K and V that are not numbers: in `dtype` alone, or (None) in any."""
+        if dtype is not None:
+            return IPAdapterError(
+                f"{self.name} makes values that are too large for {str(dtype).removeprefix('torch.')}, in which the model computes. "
+                "Start ComfyUI with --bf16-unet or --fp32-unet."
+            )
+        return IPAdapterError(
+            f"{self.name} is damaged: its weights make values that are not numbers (NaN, infinite or far too large). "
+            "Download the file again."
+        )
 
     def _run(self, make):
         comfy.model_management.load_models_gpu([self.patcher])
         with torch.inference_mode(False), torch.no_grad():
             return make(self.patcher.load_device)
+
+
+def _largest(values: Tensor) -> float:
+    """The largest absolute value, NaN where there is one; no copy is made."""
+    low, high = values.aminmax()
+    return max(-low.item(), high.item())
 
 
 VERSIONS = {"faceid-plus": "faceid-plus", "faceid-plus-v2": "faceid-plusv2", "portrait-unnorm": "portrait_unnorm"}  # family -> name hint

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...ipadapter_core.encoders import PROJECTED
 from ...ipadapter_core.errors import IPAdapterError
+from ...ipadapter_core.images import rgb
 from .adapter import Adapter
 from .apply_inputs import ApplyInputs
 from .encoder import check_encoder, encode, encode_black, encode_enhanced
@@ -50,7 +51,8 @@ def negative_side(adapter: Adapter, inputs: ApplyInputs, positive: Features) -> 
             log.warning("%s reads faces only: image_negative has no effect.", adapter.name)
         return nobody
     if inputs.image_negative is not None:
-        return (*nobody, encode_for(adapter, inputs.clip_vision, inputs.image_negative, inputs.encode_batch_size))
+        picture = rgb(inputs.image_negative, "image_negative")
+        return (*nobody, encode_for(adapter, inputs.clip_vision, picture, inputs.encode_batch_size))
     return (*nobody, negative_features(adapter, inputs.clip_vision, positive[-1][:1]))
 
 
@@ -74,8 +76,12 @@ def face_options(adapter: Adapter, inputs: ApplyInputs) -> dict[str, Any]:
     """FaceID plus: the shortcut of v2 and how much the look of the face counts beside it."""
     if adapter.info.projection != "faceid_plus":
         return {}
+    shortcut = adapter.info.family != "faceid-plus"
     weight, factor = (inputs.weight, 2.0) if inputs.weight_faceidv2 is None else (inputs.weight_faceidv2, 1.0)
-    return {"shortcut": adapter.info.family != "faceid-plus", "scale": factor * weights_of(weight)[0]}
+    listed = weights_of(weight)
+    if shortcut and len(listed) > 1:
+        log.warning("weight_faceidv2 is one for all latents: the first weight of the list is used.")
+    return {"shortcut": shortcut, "scale": factor * listed[0]}
 
 
 def refuse_faces(adapter: Adapter) -> None:

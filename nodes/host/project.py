@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,13 +16,15 @@ from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.layers import composition_ts, layers, swapped_ts
 from .adapter import Adapter
 from .application import Application
-from .cache import digest
+from .cache import digest, number_of
 from .encoder import wrong_encoder
 from .features import Features
 from .install import add_application
 from .settings import Settings
 from .unet import base_of, compute_dtype, cross_attentions
 from .windows import Window
+
+log = logging.getLogger(__name__)
 
 
 def check_model(model: Any, adapter: Adapter) -> str:
@@ -71,6 +75,8 @@ def apply_features(
     for side in (positive, negative, composition):
         if side is not None:
             _check_features(adapter, side[-1])
+    if not settings.per_latent and settings.listed:
+        log.warning("A list of weights has an entry for each latent on the Batch nodes only: the first weight is used for all.")
     work = model.clone()
     weights = {t: w for t, w in settings.weights(base).items() if (any(w) if isinstance(w, tuple) else w)}
     chosen = {layer.key: layer for layer in layers(base) if layer.t in weights and (settings.middle or layer.name != "middle")}
@@ -80,7 +86,8 @@ def apply_features(
     given = [positive] if composition is None else [positive, composition]
     latents = max(features[0].shape[0] for features in given)
     swapped = swapped_ts(base, settings.effective_type) if settings.swaps else frozenset()
-    negatives = latents if settings.per_latent and (swapped or negative[0].shape[0] > 1) else 1
+    several = any(part.shape[0] > 1 for part in negative)  # identities are one row of zeros, whatever the pictures beside them
+    negatives = latents if settings.per_latent and (swapped or several) else 1
 
     def sides(features: Features) -> tuple[Features, Features]:
         if settings.per_latent:
@@ -100,12 +107,14 @@ def apply_features(
                 tokens = _through_text_projection(tokens, text_projection, weight_kolors)
             return tokens if settings.per_latent else tokens.flatten(0, 1).unsqueeze(0)
 
-        rows = {name: (side(neg), side(pos)) for name, (pos, neg) in pairs.items()}
-        out = {}
-        for number, layer in numbered.items():
-            neg, pos = rows["composition" if layer.t in moved else "default"]
-            out[number] = torch.cat([pos, torch.zeros_like(pos)] if layer.t in swapped else [neg, pos])
-        return out
+        rows = adapter.tokens(tokens_key, lambda: {name: (side(neg), side(pos)) for name, (pos, neg) in pairs.items()})
+
+        @cache
+        def both(is_moved: bool, is_swapped: bool) -> Tensor:
+            neg, pos = rows["composition" if is_moved else "default"]
+            return torch.cat([pos, torch.zeros_like(pos)] if is_swapped else [neg, pos])
+
+        return {number: both(layer.t in moved, layer.t in swapped) for number, layer in numbered.items()}
 
     numbered = {layer.key: layer for layer in layers(base) if settings.middle or layer.name != "middle"}
     found = {(a.name, a.id, a.index): a for a in cross_attentions(model)}
@@ -120,10 +129,10 @@ def apply_features(
             )
     text_projection = _text_projection(model, adapter)
     parts = [part for pair in pairs.values() for side in pair for part in side]
-    made_of = tuple(digest(part) for part in parts)
-    key = (made_of, settings.per_latent, swapped, moved, tuple(heads.values()), tuple(sorted(projection.items())))
+    tokens_key = (*map(digest, parts), settings.per_latent, *sorted(projection.items()))
     if text_projection is not None:
-        key = (*key, digest(text_projection.weight), weight_kolors)
+        tokens_key = (*tokens_key, *_state(text_projection), weight_kolors)
+    key = (tokens_key, swapped, moved, tuple(heads.values()))
     kv = adapter.kv(tuple(numbered), heads, compute_dtype(model.model), key, tokens)
     pictures = 1 if settings.per_latent else pairs["default"][0][0].shape[0]
     application = Application(
@@ -154,6 +163,12 @@ def _text_projection(model: Any, adapter: Adapter) -> Any:
             "load Kolors with a Kolors loader that keeps it in the model."
         )
     return layer
+
+
+def _state(layer: Any) -> tuple:
+    """Another one whenever weight or bias are others: ComfyUI puts a new parameter in place of one that it patches."""
+    given = [part for part in (layer.weight, layer.bias) if part is not None]
+    return tuple((number_of(part), None if part.is_inference() else part._version) for part in given)
 
 
 def _through_text_projection(tokens: Tensor, layer: Any, weight: float) -> Tensor:

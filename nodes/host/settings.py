@@ -43,6 +43,12 @@ class Settings:
         return not self.custom or self.style_boost is not None or self.composition_boost is not None
 
     @property
+    def listed(self) -> bool:
+        """Whether one of the weights is a list of several."""
+        boosts = (boost for boost in (self.style_boost, self.composition_boost) if boost is not None)
+        return any(len(weights_of(weight)) > 1 for weight in (self.weight, self.weight_composition, *boosts))
+
+    @property
     def custom(self) -> bool:
         return bool(self.layer_weights and self.layer_weights.strip())
 

@@ -1,9 +1,12 @@
 """Lists of weights, pictures and masks of different counts, and what stands below our patch."""
 
+import sys
+
 import pytest
 import torch
 
 from support import lab
+from support.world import FaceStub, face_align_modules
 
 
 @pytest.fixture
@@ -88,3 +91,18 @@ def test_a_patch_below_ours_is_moved_and_its_models_are_loaded(pack, world, plus
     patched.model_patches_to(torch.device("cpu"))
     patched.model_patches_to(torch.float16)
     assert theirs.moved == [torch.device("cpu"), torch.float16]
+
+
+def test_each_face_has_its_negative_picture(pack, world, monkeypatch):
+    """FaceID plus: the negative identity is one row of zeros, the pictures beside it are as many as are given."""
+    for name, module in face_align_modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    adapter = pack["IPAdapterModelLoader"]().load_ipadapter_model(world.files["faceid_plusv2", "sd15"])[0]
+    call = dict(model=world.unet["sd15"], ipadapter=adapter, insightface=FaceStub(), clip_vision=world.cv["h"], weight=0.8)
+    node, images, negatives = pack["IPAAdapterFaceIDBatch"](), lab.images(2), lab.images(2, tag="negative")
+    both = world.out("sd15", node.apply_ipadapter(**call, image=images, image_negative=negatives)[0], batch=2)
+    for i in range(2):
+        one = slice(i, i + 1)
+        alone = world.out("sd15", node.apply_ipadapter(**call, image=images[one], image_negative=negatives[one])[0], batch=2)
+        effect = (frame(alone, i) - frame(world.baseline("sd15", batch=2), i)).norm()
+        assert (frame(both, i) - frame(alone, i)).norm() < 1e-4 * effect
