@@ -22,13 +22,14 @@ from ...ipadapter_core.family import Info, identify
 from ...ipadapter_core.projection import build_projection
 from .cache import ByteCache, number_of
 from .files import identify_file
+from .kv_patcher import KVPatcher, kv_patcher
 
-Sides = Mapping[str, tuple[Tensor, Tensor]]  # name -> tokens [r, t, d] of the negative and the positive side
+Pairs = list[tuple[Tensor, Tensor]]  # tokens [r, t, d] of the negative and the positive side
 _AT_ONCE = 32  # pictures projected at a time: an animation has one for each frame
 _FLAGS = {"faceid-plus-v2": ("faceidplusv2",), "portrait-unnorm": ("portraitunnorm",)}  # other packs ask whether they are there
 _LARGEST = 1e6  # far beyond what an encoder, a recogniser or a projection, which ends in a layer norm, gives
-_KV_CACHE: ByteCache[KV] = ByteCache(512 << 20)
-_TOKENS: ByteCache[Sides] = ByteCache(256 << 20)  # about 3 % of their K and V: kept where those are too large
+_KV_CACHE: ByteCache[tuple[KV, KVPatcher]] = ByteCache(512 << 20)
+_TOKENS: ByteCache[Pairs] = ByteCache(256 << 20)  # about 3 % of their K and V: kept where those are too large
 _loaded: weakref.WeakValueDictionary[tuple, Adapter] = weakref.WeakValueDictionary()
 # {a tensor of another pack's mapping: {hint: the Adapter built on it}}
 _foreign: MutableMapping[Tensor, dict[str, Adapter]] = WeakIdKeyDictionary()
@@ -111,15 +112,15 @@ class Adapter(Mapping):
 
         return self._run(make)
 
-    def tokens(self, key: tuple, make: Callable[[], Sides]) -> Sides:
+    def tokens(self, key: tuple, make: Callable[[], Pairs]) -> Pairs:
         """Projected tokens on the device the adapter is loaded to, kept by `key`, which says what `make` makes them of."""
 
-        def made() -> Sides:
-            return {name: (negative.cpu(), positive.cpu()) for name, (negative, positive) in make().items()}
+        def made() -> Pairs:
+            return [(negative.cpu(), positive.cpu()) for negative, positive in make()]
 
-        kept = _TOKENS.get_or_make((self.number, key), made, lambda sides: sum(part.nbytes for pair in sides.values() for part in pair))
+        kept = _TOKENS.get_or_make((self.number, key), made, lambda pairs: sum(part.nbytes for pair in pairs for part in pair))
         device = self.patcher.load_device
-        return {name: (negative.to(device), positive.to(device)) for name, (negative, positive) in kept.items()}
+        return [(negative.to(device), positive.to(device)) for negative, positive in kept]
 
     def kv(
         self,
@@ -128,22 +129,23 @@ class Adapter(Mapping):
         dtype: torch.dtype,
         key: tuple,
         tokens: Callable[[], Mapping[int, Tensor]],
-    ) -> KV:
-        """K and V of the layers `numbers`; `tokens` gives {number: [r, t, d]}, `key` says what it makes them of.
+    ) -> tuple[KV, KVPatcher]:
+        """K and V of the layers `numbers`, and the patcher that owns them; `tokens` gives {number: [r, t, d]}, `key` what it makes them of.
 
         They are kept by that key, and `tokens` is called only where they are not there. Raises IPAdapterError where a value is no number.
         """
 
-        def make() -> KV:
+        def make() -> tuple[KV, KVPatcher]:
             modules = {n: (self.module.ip_adapter[str(n)]["to_k_ip"], self.module.ip_adapter[str(n)]["to_v_ip"]) for n in numbers}
             made = tokens()
             kv = self._run(lambda device: project_kv(modules, made, heads, dtype))
             if not _largest(kv.rows) <= _LARGEST:
                 exact = self._run(lambda device: project_kv(modules, made, heads, torch.float32))
                 raise self._too_large(dtype if _largest(exact.rows) <= _LARGEST else None)
-            return KV(kv.rows.cpu(), kv.slots)
+            patcher = kv_patcher(kv.rows.cpu())
+            return KV(patcher.held.rows, kv.slots), patcher
 
-        return _KV_CACHE.get_or_make((self.number, dtype, tuple(numbers), key), make, lambda kv: kv.rows.nbytes)
+        return _KV_CACHE.get_or_make((self.number, dtype, tuple(numbers), key), make, lambda made: made[0].rows.nbytes)
 
     def _too_large(self, dtype: torch.dtype | None) -> IPAdapterError:
         """What to say of K and V that are not numbers: in `dtype` alone, or (None) in any."""

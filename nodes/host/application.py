@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...ipadapter_core.attention import KV
 from ...ipadapter_core.layers import Layer, Weight
+from .kv_patcher import KVPatcher
 from .layout_cache import LayoutCache
 from .windows import Window
 
@@ -17,13 +18,14 @@ from .windows import Window
 class Application:
     """One adapter applied with one set of tokens. Immutable: copies of a model share it.
 
-    kv: one row for each set of tokens. negative, positive: the row of each latent on that side; the last one goes on.
-    tokens: those of one picture; several may stand side by side in a row. weights: t -> weight. window: None for all of the sampling.
-    mask [n, H, W].
+    kv: one row for each set of tokens; patcher: by which ComfyUI loads them. negative, positive: the row of each latent on that
+    side; the last one goes on. tokens: those of one picture; several may stand side by side in a row. weights: t -> weight.
+    window: None for all of the sampling. mask [n, H, W].
     For people to see: the adapter's name, and `away`, the t where the picture is on the negative side.
     """
 
     kv: KV
+    patcher: KVPatcher
     negative: tuple[int, ...]
     positive: tuple[int, ...]
     tokens: int

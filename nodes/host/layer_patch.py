@@ -85,8 +85,9 @@ class LayerPatch:
         return self
 
     def models(self) -> list:
-        """Those of the patch that stood here before: nothing of the adapter but its K and V is needed while sampling."""
-        return self.previous.models() if hasattr(self.previous, "models") else []  # type: ignore[union-attr]
+        """K and V, which are all of the adapter that sampling needs, and what the patch that stood here before needs."""
+        previous = self.previous.models() if hasattr(self.previous, "models") else []  # type: ignore[union-attr]
+        return [*previous, *(application.patcher for application in self.applications)]
 
     def copy(self) -> LayerPatch:
         return LayerPatch(self.layer, self.previous, self.applications, list(self.joined))

@@ -157,7 +157,7 @@ def _masks(
         count = size[0] * size[1]
 
         def grid(area: Area | None, count: int = count, size: Size = size) -> Tensor:
-            return application.layouts.grid((count, size, area, device, dtype), lambda: masks.grid(count, size, area))
+            return application.layouts.grid((size, area, device, dtype), lambda: masks.grid(count, size, area))
 
         masks.make(t, count, size, grid)
     return masks

@@ -26,7 +26,7 @@ class LayoutKey(NamedTuple):
     dtype: torch.dtype
 
 
-@dataclass
+@dataclass(eq=False)
 class LayoutCache:
     """The last used layouts of every device, and the mask on each grid; several threads may ask at once. made: layouts made so far."""
 

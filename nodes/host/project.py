@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...ipadapter_core.embeds import combine, match_count
 from ...ipadapter_core.encoders import PROJECTED
 from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.layers import composition_ts, layers, swapped_ts
 from .adapter import Adapter
 from .application import Application
-from .cache import digest, number_of
+from .cache import number_of
 from .encoder import wrong_encoder
 from .features import Features
 from .install import add_application
 from .settings import Settings
+from .sides import per_latent, side_by_side
 from .unet import base_of, compute_dtype, cross_attentions
 from .windows import Window
 
@@ -84,21 +84,9 @@ def apply_features(
         return work
 
     given = [positive] if composition is None else [positive, composition]
-    latents = max(features[0].shape[0] for features in given)
     swapped = swapped_ts(base, settings.effective_type) if settings.swaps else frozenset()
-    several = any(part.shape[0] > 1 for part in negative)  # identities are one row of zeros, whatever the pictures beside them
-    negatives = latents if settings.per_latent and (swapped or several) else 1
-
-    def sides(features: Features) -> tuple[Features, Features]:
-        if settings.per_latent:
-            return tuple(match_count(part, latents) for part in features), tuple(match_count(part, negatives) for part in negative)
-        combined = tuple(combine(part, combine_embeds) for part in features)
-        return combined, tuple(match_count(part, combined[0].shape[0]) for part in negative)
-
-    pairs = {"default": sides(positive)}
-    if composition is not None:
-        pairs["composition"] = sides(composition)
     moved = composition_ts(base) if composition is not None else frozenset()
+    sides = per_latent(given, negative, bool(swapped)) if settings.per_latent else side_by_side(given, negative, combine_embeds)
 
     def tokens() -> dict[int, Tensor]:
         def side(features: Features) -> Tensor:
@@ -107,12 +95,12 @@ def apply_features(
                 tokens = _through_text_projection(tokens, text_projection, weight_kolors)
             return tokens if settings.per_latent else tokens.flatten(0, 1).unsqueeze(0)
 
-        rows = adapter.tokens(tokens_key, lambda: {name: (side(neg), side(pos)) for name, (pos, neg) in pairs.items()})
+        rows = adapter.tokens(tokens_key, lambda: [(side(neg), side(pos)) for neg, pos in zip(sides.negative, sides.positive, strict=True)])
 
         @cache
         def both(is_moved: bool, is_swapped: bool) -> Tensor:
-            neg, pos = rows["composition" if is_moved else "default"]
-            return torch.cat([pos, torch.zeros_like(pos)] if is_swapped else [neg, pos])
+            neg, pos = rows[is_moved]
+            return torch.cat([pos[list(sides.swapped_rows)], torch.zeros_like(pos)] if is_swapped else [neg, pos])
 
         return {number: both(layer.t in moved, layer.t in swapped) for number, layer in numbered.items()}
 
@@ -128,18 +116,17 @@ def apply_features(
                 f"the model's is {width}. Load an adapter made for this model."
             )
     text_projection = _text_projection(model, adapter)
-    parts = [part for pair in pairs.values() for side in pair for part in side]
-    tokens_key = (*map(digest, parts), settings.per_latent, *sorted(projection.items()))
+    tokens_key = (sides.key, settings.per_latent, *sorted(projection.items()))
     if text_projection is not None:
         tokens_key = (*tokens_key, *_state(text_projection), weight_kolors)
     key = (tokens_key, swapped, moved, tuple(heads.values()))
-    kv = adapter.kv(tuple(numbered), heads, compute_dtype(model.model), key, tokens)
-    pictures = 1 if settings.per_latent else pairs["default"][0][0].shape[0]
+    kv, patcher = adapter.kv(tuple(numbered), heads, compute_dtype(model.model), key, tokens)
     application = Application(
         kv=kv,
-        negative=tuple(range(negatives)),
-        positive=tuple(range(negatives, kv.rows.shape[0])),
-        tokens=next(kv.slots[number].tokens for number, layer in numbered.items() if layer.t not in moved) // pictures,
+        patcher=patcher,
+        negative=sides.negative_rows,
+        positive=tuple(len(sides.swapped_rows) + row for row in sides.positive_rows),
+        tokens=next(kv.slots[number].tokens for number, layer in numbered.items() if layer.t not in moved) // sides.pictures,
         layers=chosen,
         weights=weights,
         scaling=settings.embeds_scaling,
@@ -148,6 +135,7 @@ def apply_features(
         name=adapter.name,
         away=swapped,
     )
+    patcher.held.layouts.add(application.layouts)
     add_application(work, application)
     return work
 

@@ -47,7 +47,7 @@ def test_the_negative_side_of_a_batch_is_held_once(pack, world, plus):
 
     model = pack["IPAdapterBatch"]().apply_ipadapter(world.unet["sd15"], plus, image=lab.images(3), clip_vision=world.cv["h"])[0]
     patch = next(iter(layer_patches(model.model_options["transformer_options"]).values()))
-    assert patch.applications()[0][1].kv.rows.shape[0] == 1 + 3
+    assert patch.applications[0].kv.rows.shape[0] == 1 + 3
 
 
 def test_each_picture_is_seen_through_its_own_mask(pack, world, plus):
@@ -87,7 +87,7 @@ def test_a_patch_below_ours_is_moved_and_its_models_are_loaded(pack, world, plus
     theirs, model = Recorder(), world.unet["sd15"].clone()
     model.set_model_attn2_replace(theirs, "input", 1)
     patched = pack["IPAdapterAdvanced"]().apply_ipadapter(model, plus, image=lab.images(1), clip_vision=world.cv["h"])[0]
-    assert patched.model_patches_models() == ["its model"]
+    assert "its model" in patched.model_patches_models()
     patched.model_patches_to(torch.device("cpu"))
     patched.model_patches_to(torch.float16)
     assert theirs.moved == [torch.device("cpu"), torch.float16]

@@ -65,7 +65,7 @@ class Counter:
 def kv_of(model):
     from ipadapter_pack.nodes.host.layer_patch import layer_patches
 
-    return next(iter(layer_patches(model.model_options["transformer_options"]).values())).applications()[0][1].kv.rows
+    return next(iter(layer_patches(model.model_options["transformer_options"]).values())).applications[0].kv.rows
 
 
 # Once for each apply

@@ -173,7 +173,6 @@ def test_moved_to_a_device_and_a_dtype(small):
     for patch in patches(model).values():
         for target in (torch.device("cpu"), torch.float16, torch.device("meta"), torch.device("cpu")):
             assert patch.to(target) is patch
-        assert list(patch.models()) == []
     assert torch.equal(small.out(model), want)
     assert torch.equal(small.out(small.apply()), want)
 
@@ -198,10 +197,47 @@ def test_layouts_are_bound_in_number_and_in_bytes(small, monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-def test_the_model_offers_its_patches_to_core(small):
-    """ModelPatcher asks every patch for models() and moves them with to(); neither finds anything of the adapter's."""
+def test_the_model_offers_its_k_and_v_to_core(small):
+    """ModelPatcher asks every patch for models() and moves them with to(): one small model for all layers, that of K and V alone."""
+    import comfy.model_management as management
+
+    plain.clear_caches()
     model = small.apply()
-    assert model.model_patches_models() == []
+    (kv,) = set(model.model_patches_models())
+    ((k, *_),) = {tuple(value.shape for value in kv.model.parameters())}
+    assert kv.model_size() == k.numel() * 4
+    assert kv not in [loaded.model for loaded in management.current_loaded_models]
+    small.out(model)
+    assert kv in [loaded.model for loaded in management.current_loaded_models]
     model.model_patches_to(torch.device("cpu"))
     model.model_patches_to(torch.float32)
     assert torch.isfinite(small.out(model)).all()
+
+
+def test_what_is_laid_out_is_counted_and_goes_with_k_and_v(small):
+    """Copies of K and V for the rows of a call: as many bytes more for core, and gone when it moves K and V off their device."""
+    plain.clear_caches()
+    pictures = lab.images(2)
+    model = small.apply(node="IPAdapterBatch", encode_batch_size=0, image=pictures)
+    (application,) = next(iter(patches(model).values())).applications
+    (kv,) = set(model.model_patches_models())
+    rows = application.kv.rows.nbytes
+    assert (application.kv.rows.shape[0], kv.model_size()) == (3, rows)
+    want = small.out(model, batch=2)
+    assert len(application.layouts) == 1
+    assert kv.model_size() == rows + rows // 3 * 4  # two chunks of two latents, a row for each
+    kv.model.to("meta")
+    assert len(application.layouts) == 0
+    assert kv.model_size() == rows
+    plain.clear_caches()
+    again = small.apply(node="IPAdapterBatch", encode_batch_size=0, image=pictures)
+    assert torch.equal(small.out(again, batch=2), want)
+
+
+def test_another_device_gets_k_and_v_of_its_own(small):
+    """MultiGPU makes its copies by cached_patcher_init, which newer cores ask of every model."""
+    (kv,) = set(small.apply().model_patches_models())
+    make, arguments = kv.cached_patcher_init
+    other = make(*arguments)
+    assert other.model is not kv.model and torch.equal(other.held.rows, kv.held.rows)
+    assert other.held.rows.data_ptr() != kv.held.rows.data_ptr()

@@ -131,7 +131,7 @@ def test_several_faces_stand_side_by_side_in_a_portrait(pack, world, analyser, p
 
     model = apply(pack, world, "portrait", image=torch.cat([photo, photo.flip(2)]), insightface=analyser)[0]
     patch = next(iter(layer_patches(model.model_options["transformer_options"]).values()))
-    assert {slot.tokens for slot in patch.parts[0][1].kv.slots.values()} == {32}
+    assert {slot.tokens for slot in patch.applications[0].kv.slots.values()} == {32}
 
 
 def test_v1_and_v2_of_faceid_plus(pack, world, analyser, photo, monkeypatch):
