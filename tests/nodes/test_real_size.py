@@ -85,7 +85,10 @@ def test_real_size(pack, comfy):
     held = tensor_bytes(patched.model_options) - tensor_bytes(unet.model_options)
     assert held == (2 * 16) * (2 * 2) * sum(WIDTHS)  # both sides' 16 tokens; K and V, two bytes each
     assert held < 0.02 * adapter_bytes
-    assert not any(one is adapter or isinstance(one, torch.nn.Module) for one in reachable(patched.model_options))
+    found = list(reachable(patched.model_options))
+    assert not any(one is adapter or one is adapter.module or one is adapter.patcher for one in found)
+    parameters = {id(value): value for one in found if isinstance(one, torch.nn.Module) for value in one.parameters()}
+    assert sum(value.nbytes for value in parameters.values()) == held
 
     gone = [weakref.ref(adapter), weakref.ref(adapter.module), *map(weakref.ref, adapter.module.parameters())]
     del adapter
