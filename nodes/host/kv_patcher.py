@@ -50,8 +50,7 @@ def kv_patcher(rows: Tensor) -> KVPatcher:
     model: Any = nn.Module()
     with torch.inference_mode(False):
         model.held = HeldKV(rows)
-    management = comfy.model_management
-    patcher = KVPatcher(model, management.get_torch_device(), management.unet_offload_device())
+    patcher = KVPatcher(model, comfy.model_management.get_torch_device(), torch.device("cpu"))  # system memory, whatever the flags say
     patcher.cached_patcher_init = (_another, (model.held,))  # by which newer cores make one for another device
     return patcher
 
