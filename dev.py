@@ -1,4 +1,4 @@
-"""One command for everything: python3 dev.py demo | test | lint | bench | server | workflows | pictures | setup.
+"""One command for everything: python3 dev.py demo | test | lint | bench | large | soak | server | workflows | pictures | setup.
 
 Needs only Python 3.10 or newer. The first run makes a virtual environment in .venv and installs into it; later runs reuse it until what
 is needed changes.
@@ -151,6 +151,12 @@ def bench(arguments: list[str]) -> None:
     run(python, REPO / "benchmarks" / "run.py", *arguments, env={**os.environ, "COMFYUI_PATH": str(comfyui)})
 
 
+def soak(arguments: list[str]) -> None:
+    """A thousand re-queues on a real server, with faults in between and two clients (options: soak --help)."""
+    python, comfyui = environment()
+    run(python, TESTS / "support" / "soak.py", "--comfyui", comfyui, *arguments)
+
+
 def server(arguments: list[str]) -> None:
     """Start ComfyUI with the pack and the random models of earlier runs in it, and keep it running."""
     python, comfyui = environment()
@@ -172,7 +178,7 @@ def pictures(arguments: list[str]) -> None:
 
 
 COMMANDS = {
-    "demo": demo, "test": test, "lint": lint, "bench": bench, "server": server, "workflows": workflows, "pictures": pictures,
+    "demo": demo, "test": test, "lint": lint, "bench": bench, "soak": soak, "server": server, "workflows": workflows, "pictures": pictures,
     "setup": setup,
 }
 

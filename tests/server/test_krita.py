@@ -11,25 +11,13 @@ import pytest
 from PIL import Image
 
 from support.convert import without_adapters
+from support.graph import Graph, second
 from support.rig import adapter_nodes
 
 ADAPTER, ENCODER = "ip-adapter-plus_sd15.safetensors", "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 SMALL, LARGE = (384, 256), (768, 512)
 REGIONS = 3
-
-
-class Graph(dict):
-    """An API prompt; add(...) gives the new node's first output."""
-
-    def add(self, class_type, **inputs):
-        key = str(len(self) + 1)
-        self[key] = {"class_type": class_type, "inputs": inputs}
-        return [key, 0]
-
-
-def second(output):
-    return [output[0], 1]
 
 
 def region_mask(graph, index):

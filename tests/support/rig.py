@@ -27,14 +27,18 @@ def adapter_nodes() -> set[str]:
 
 
 class Rig:
-    """ComfyUI in `comfy` with `base` as its folder. Random models are kept in the repo's cache; `models` is a folder of real ones."""
+    """ComfyUI in `comfy` with `base` as its folder. Random models are kept in the repo's cache; `models` is a folder of real ones.
 
-    def __init__(self, comfy: Path, base: Path, models: Path | None = None, python: str = sys.executable):
+    `extra` are names of further packs in tests/support.
+    """
+
+    def __init__(self, comfy: Path, base: Path, models: Path | None = None, python: str = sys.executable, extra: tuple[str, ...] = ()):
         self.comfy, self.base, self.python, self.real = comfy, base, python, models is not None
         base.mkdir(parents=True, exist_ok=True)
         self.models = models or CACHE / "models"
         self.models.mkdir(parents=True, exist_ok=True)
         packs = {PACK: REPO} if self.real else {PACK: REPO, "tiny_models_pack": SUPPORT / "tiny_models_pack"}
+        packs |= {name: SUPPORT / name for name in extra}
         self.server = Server(python, comfy, base, packs, self.models)
 
     def __enter__(self) -> "Rig":

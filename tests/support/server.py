@@ -109,24 +109,30 @@ class Server:
         self.post("/queue", {"clear": True})
         self.post("/interrupt", {})
 
-    def queue(self, prompt: dict[str, Any]) -> str:
+    def queue(self, prompt: dict[str, Any], client: str | None = None) -> str:
         """Queue an API prompt; returns its id. Raises ServerError with the server's answer if it does not validate."""
         try:
-            return json.loads(self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex}))["prompt_id"]
+            return json.loads(self.post("/prompt", {"prompt": prompt, "client_id": client or uuid.uuid4().hex}))["prompt_id"]
         except urllib.error.HTTPError as error:
             details = json.load(error)
             raise ServerError(f"the server refused the prompt: {details}", details) from None
 
     def wait(self, prompt_id: str, seconds: float = 600, tick: Callable[[str], None] | None = None) -> dict[str, Any]:
         """The finished prompt's history. `tick` gets the last line of the log meanwhile. Raises ServerError if a node failed."""
+        return self.checked(self.finished(prompt_id, seconds, tick))
+
+    def finished(
+        self, prompt_id: str, seconds: float = 600, tick: Callable[[str], None] | None = None, pause: float = 0.2
+    ) -> dict[str, Any]:
+        """The prompt's history once it has ended, in whatever way; looked for every `pause` seconds."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
             entry = self.get(f"/history/{prompt_id}").get(prompt_id)
             if entry:
-                return self.checked(entry)
+                return entry
             if tick:
                 tick(self.last_line())
-            time.sleep(0.2)
+            time.sleep(pause)
         raise ServerError(f"the prompt did not finish within {seconds} s; the end of {self.log}:\n{self.log_text()[-3000:]}")
 
     def checked(self, entry: dict[str, Any]) -> dict[str, Any]:
