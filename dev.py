@@ -151,6 +151,12 @@ def bench(arguments: list[str]) -> None:
     run(python, REPO / "benchmarks" / "run.py", *arguments, env={**os.environ, "COMFYUI_PATH": str(comfyui)})
 
 
+def large(arguments: list[str]) -> None:
+    """How time and memory grow with large work: frames, pictures, adapters, masks, references (options: large --help)."""
+    python, comfyui = environment()
+    run(python, REPO / "benchmarks" / "large.py", *arguments, env={**os.environ, "COMFYUI_PATH": str(comfyui)})
+
+
 def soak(arguments: list[str]) -> None:
     """A thousand re-queues on a real server, with faults in between and two clients (options: soak --help)."""
     python, comfyui = environment()
@@ -178,7 +184,7 @@ def pictures(arguments: list[str]) -> None:
 
 
 COMMANDS = {
-    "demo": demo, "test": test, "lint": lint, "bench": bench, "soak": soak, "server": server, "workflows": workflows, "pictures": pictures,
+    "demo": demo, "test": test, "lint": lint, "bench": bench, "large": large, "soak": soak, "server": server, "workflows": workflows, "pictures": pictures,
     "setup": setup,
 }
 

@@ -50,6 +50,6 @@ def world(comfy):
 
 @pytest.fixture(scope="session")
 def rig(comfy_root, tmp_path_factory):
-    """A real server with the pack and tiny models, started once."""
-    with Rig(comfy_root, tmp_path_factory.mktemp("server")) as started:
+    """A real server with the pack, tiny models and faults on demand, started once."""
+    with Rig(comfy_root, tmp_path_factory.mktemp("server"), extra=("faults_pack",)) as started:
         yield started

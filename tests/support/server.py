@@ -70,7 +70,7 @@ class Server:
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=self.base)
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600  # a busy machine; one that died is seen at once
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 self.get("/system_stats")

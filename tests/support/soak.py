@@ -1,13 +1,14 @@
-"""A thousand re-queues on a real server, interrupts and out-of-memory errors in between, two clients: `python3 dev.py soak`.
+"""A thousand re-queues on a real server, interrupts and out-of-memory errors, two clients: `python3 dev.py soak`.
 
-Every change that people make between one queue and the next (weight, picture, mask, adapter, batch, model) in small pictures of two
-steps. The same request has to give the same file at the end as at the beginning, memory has to stay, and the prompt after a fault has to
+Every change that people make between one queue and the next (weight, picture, mask, adapter, batch, model) in small pictures of one
+step. The same request has to give the same file at the end as at the beginning, memory has to stay, and the prompt after a fault has to
 be right. Memory is what is resident after a collection of garbage and after free memory is given back to the system, always behind the
 same request; what it is without either is printed beside it. ComfyUI's history is cleared as it goes, for it keeps every prompt.
 """
 
 import argparse
 import asyncio
+import itertools
 import random
 import sys
 import tempfile
@@ -25,21 +26,22 @@ from support.rig import Rig
 from support.soak_requests import REFERENCES, Request, prompt, random_request
 
 PACKS = ("faults_pack",)
-PLACES = {"encoding": 2, "projecting": 2, "sampling": 30}  # a fault comes before one of so many modules
+PLACES = {"encoding": 2, "projecting": 2, "sampling": 15}  # a fault comes before one of so many modules
 KINDS = {"oom": "execution_error", "hold": "execution_interrupted"}  # of a fault -> what the history has to say of it
 WARM, SAMPLES, GROWTH = 100, 20, 0.02
+Row = tuple[str, str, bool]  # what, figure, whether the bar is met
 
 
 class Soak:
     """Requests on a running rig that has the faults pack. `failures` are sentences about what was not right."""
 
-    def __init__(self, rig: Rig, adapter: bool = True):
-        self.rig, self.server, self.adapter = rig, rig.server, adapter
+    def __init__(self, rig: Rig, adapter: bool = True, references: Sequence[Request] = REFERENCES):
+        self.rig, self.server, self.adapter, self.references = rig, rig.server, adapter, references
         self.failures: list[str] = []
         soak_requests.write_pictures(rig.base / "input", rig.comfy / "input" / "example.png")
         chance = random.Random(0)
-        rig.provide(*(self.prompt(one) for one in [*REFERENCES, *(random_request(chance, i) for i in range(200))]))
-        self.expected = {request: self.pictures(request) for request in REFERENCES}
+        rig.provide(*(self.prompt(one) for one in [*REFERENCES, *(random_request(chance, i) for i in range(100))]))
+        self.expected = {request: self.pictures(request) for request in references}
 
     def prompt(self, request: Request) -> dict[str, Any]:
         return prompt(request, self.adapter)
@@ -66,7 +68,7 @@ class Soak:
 
     def memory(self) -> dict[str, int]:
         """Of the server, in bytes, behind the first reference."""
-        self.pictures(REFERENCES[0])
+        self.pictures(self.references[0])
         return self.server.get("/memory")
 
     def requeue(self, count: int, every: int) -> dict[int, dict[str, int]]:
@@ -77,14 +79,20 @@ class Soak:
             if (number + 1) % every == 0:
                 found[number + 1] = self.memory()
                 print(f"  {number + 1} re-queues: {megabytes(found[number + 1])}", flush=True)
-        for request in REFERENCES:
+        for request in self.references:
             self.check(request, f"after {count} re-queues")
         return found
+
+    def cycled(self, count: int) -> list[Request]:
+        """`count` references, no two neighbours alike; the last tenth are those of SDXL, which is slow to load."""
+        groups = [[one for one in self.references if one.base == base] for base in ("sd15", "sdxl")]
+        slow = count // 10 if groups[1] else 0
+        return [group[i % len(group)] for group, some in zip(groups, (count - slow, slow), strict=True) for i in range(some)]
 
     def fail(self, place: str, kind: str, count: int) -> int:
         """`count` faults of a kind in a place, each with the same request right behind it; gives how many came and ended as they should."""
         chance, right = random.Random(f"{place} {kind}"), 0
-        for request in cycled(count):
+        for request in self.cycled(count):
             self.server.post("/forget", {})
             self.server.post("/faults", {"place": place, "kind": kind, "after": chance.randrange(PLACES[place])})
             prompt_id = self.server.queue(self.prompt(request))
@@ -111,7 +119,7 @@ class Soak:
         return asyncio.run(self._two_clients(count))
 
     async def _two_clients(self, count: int) -> dict[str, int]:
-        asked = {"first": cycled(2 * count)[::2], "second": cycled(2 * count)[1::2]}
+        asked = {"first": self.cycled(2 * count)[::2], "second": self.cycled(2 * count)[1::2]}
         queued: dict[str, dict[str, Request]] = {"first": {}, "second": {}}
         async with aiohttp.ClientSession() as session:
             sockets = {name: await session.ws_connect(f"{self.server.url}/ws?clientId={name}") for name in asked}
@@ -129,7 +137,7 @@ class Soak:
         return right
 
     @staticmethod
-    async def _listen(socket: aiohttp.ClientWebSocketResponse, waiting: set[str]) -> dict[str, dict[str, Any]]:
+    async def _listen(socket: Any, waiting: set[str]) -> dict[str, dict[str, Any]]:
         """{prompt id: outputs by node} of all that a client hears of until its own prompts have ended."""
         outputs: dict[str, dict[str, Any]] = {}
         async for message in socket:
@@ -145,13 +153,6 @@ class Soak:
         return outputs
 
 
-def cycled(count: int) -> list[Request]:
-    """`count` references, no two neighbours alike; the last fifth are those of SDXL, which is slow to load."""
-    groups = [[one for one in REFERENCES if one.base == base] for base in ("sd15", "sdxl")]
-    counts = count - count // 5, count // 5
-    return [group[i % len(group)] for group, some in zip(groups, counts, strict=True) for i in range(some)]
-
-
 def megabytes(memory: dict[str, int]) -> str:
     return ", ".join(f"{name} {memory[name] / 1e6:.1f} MB" for name in ("resident", "raw", "tensors")) + f", {memory['objects']} objects"
 
@@ -162,41 +163,41 @@ def grown(samples: dict[int, dict[str, int]], name: str) -> float:
     return samples[max(samples)][name] / first[name] - 1
 
 
-def run(soak: Soak, count: int, faults: int) -> Sequence[tuple[str, str, bool]]:
-    """(what, figure, whether the bar is met) of every stage."""
+def requeued(soak: Soak, count: int) -> list[Row]:
     started = time.monotonic()
     samples = soak.requeue(count, max(count // SAMPLES, 1))
-    took = time.monotonic() - started
-    growth = grown(samples, "resident")
-    told = [
-        (f"{count} re-queues", f"{took:.0f} s, {len(soak.failures)} other pictures", not soak.failures),
+    took, growth, wrong = time.monotonic() - started, grown(samples, "resident"), len(soak.failures)
+    return [
+        (f"{count} re-queues, then the {len(soak.references)} references", f"{took:.0f} s, {wrong} other pictures", wrong == 0),
         (f"memory since {WARM} re-queues", f"{growth:+.2%} resident, {grown(samples, 'raw'):+.2%} raw", growth < GROWTH),
         ("tensors, objects since then", f"{grown(samples, 'tensors'):+.2%}, {grown(samples, 'objects'):+.2%}", True),
     ]
-    if not soak.adapter:
-        return told
-    for place in PLACES:
-        for kind in KINDS:
-            before = len(soak.failures)
-            right = soak.fail(place, kind, faults)
-            wrong = len(soak.failures) - before
-            told.append((f"{faults} times {kind} in {place}", f"{right} came, {wrong} wrong prompts", wrong == 0))
-            print(f"  {told[-1][0]}: {told[-1][1]}", flush=True)
-    right = soak.two_clients(faults)
-    told.append((f"two clients, {faults} prompts each", f"{right['first']} and {right['second']} right", set(right.values()) == {faults}))
-    return told
+
+
+def failed(soak: Soak, count: int) -> list[Row]:
+    rows: list[Row] = []
+    for place, kind in itertools.product(PLACES, KINDS):
+        before = len(soak.failures)
+        right = soak.fail(place, kind, count)
+        wrong = len(soak.failures) - before
+        rows.append((f"{count} times {kind} in {place}", f"{right} came, {wrong} wrong prompts", wrong == 0))
+        print("  " + ": ".join(rows[-1][:2]), flush=True)
+    right = soak.two_clients(count)
+    rows.append((f"two clients, {count} prompts each", f"{right['first']} and {right['second']} right", set(right.values()) == {count}))
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="dev.py soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=1000, help="re-queues")
-    parser.add_argument("--faults", type=int, default=50, help="faults of each kind in each place, and prompts of each client")
+    parser.add_argument("--count", type=int, default=1000, help="re-queues, 0 for none")
+    parser.add_argument("--faults", type=int, default=50, help="faults of each kind in each place, and prompts of each client, 0 for none")
     parser.add_argument("--bare", action="store_true", help="the re-queues alone, without an adapter: what ComfyUI itself does")
     parser.add_argument("--comfyui", type=Path, required=True, help=argparse.SUPPRESS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as base, Rig(options.comfyui.resolve(), Path(base), extra=PACKS) as rig:
         soak = Soak(rig, not options.bare)
-        told = run(soak, options.count, options.faults)
+        told = requeued(soak, options.count) if options.count else []
+        told += failed(soak, options.faults) if options.faults and not options.bare else []
     width = max(len(what) for what, _, _ in told)
     for what, figure, met in told:
         print(f"{what:{width}}  {figure:40}  {'met' if met else 'MISSED'}")

@@ -1,4 +1,4 @@
-"""The requests of the soak: small pictures in two steps, with every kind of change that people make between one queue and the next."""
+"""The requests of the soak: small pictures in one step, with every kind of change that people make between one queue and the next."""
 
 import itertools
 import random
@@ -19,7 +19,7 @@ ENCODER = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
 NODES = ("advanced", "batch", "embeds", "tiled", "face")
 MASKS = ("", "left", "picture")
 PICTURES = 6
-RUN = 25  # requests with one base model, before the next is loaded
+RUNS = {"sd15": 40, "sdxl": 10}  # requests with one base model, before the next is loaded
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ REFERENCES = (  # asked for at the beginning, again and again, and at the end
 )
 
 
-def combinations(base: str, count: int) -> list[tuple[str, str, int]]:
+def combinations(base: str, count: int) -> list[tuple[Any, ...]]:
     """`count` of all (adapter, node, picture), in random order: few enough for the pack's caches to have seen all of them soon."""
     nodes = NODES if base == "sd15" else NODES[:-1]
     found = list(itertools.product(ADAPTERS[base], nodes, range(PICTURES)))
@@ -59,9 +59,10 @@ COMBINATIONS = {"sd15": combinations("sd15", 40), "sdxl": combinations("sdxl", 1
 
 
 def random_request(chance: random.Random, number: int) -> Request:
-    """The `number`-th request of a soak: RUN of them with one base model, a new weight and seed each time."""
-    base = "sd15" if number // RUN % 2 == 0 else "sdxl"
-    turn = number // (2 * RUN) * RUN + number % RUN
+    """The `number`-th request of a soak: RUNS of them with one base model, a new weight and seed each time."""
+    rounds, place = divmod(number, sum(RUNS.values()))
+    base = "sd15" if place < RUNS["sd15"] else "sdxl"
+    turn = rounds * RUNS[base] + place % RUNS["sd15"]
     adapter, node, picture = COMBINATIONS[base][turn % len(COMBINATIONS[base])]
     weight, mask, batch = round(chance.uniform(0.1, 1.5), 4), chance.choice(MASKS), chance.choice((1, 1, 2, 3))
     return Request(base, adapter, node, picture, mask, weight, batch, seed=1000 + number)
@@ -90,7 +91,7 @@ def prompt(request: Request, adapter: bool = True) -> dict[str, Any]:
     positive, negative = (graph.add("CLIPTextEncode", text=text, clip=clip) for text in ("a market", "blurry"))
     latent = graph.add("EmptyLatentImage", width=64, height=64, batch_size=request.batch)
     model = applied(graph, checkpoint, request) if adapter else checkpoint
-    how = dict(seed=request.seed, steps=2, cfg=4.0, sampler_name="euler", scheduler="normal", denoise=1.0)
+    how = dict(seed=request.seed, steps=1, cfg=4.0, sampler_name="euler", scheduler="normal", denoise=1.0)
     sampled = graph.add("KSampler", model=model, positive=positive, negative=negative, latent_image=latent, **how)
     graph.add("PreviewImage", images=graph.add("VAEDecode", samples=sampled, vae=vae))
     return dict(graph)
