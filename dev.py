@@ -184,8 +184,8 @@ def pictures(arguments: list[str]) -> None:
 
 
 COMMANDS = {
-    "demo": demo, "test": test, "lint": lint, "bench": bench, "large": large, "soak": soak, "server": server, "workflows": workflows, "pictures": pictures,
-    "setup": setup,
+    "demo": demo, "test": test, "lint": lint, "bench": bench, "large": large, "soak": soak, "server": server, "workflows": workflows,
+    "pictures": pictures, "setup": setup,
 }
 
 

@@ -15,6 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
 from report import print_table
 
 CASES = {  # case of large_cases.py -> title, sizes as it takes them, and what grows with them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from .images import middle_start
 SIZE = 224  # pixels on a side that CLIP sees
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+LONGEST = 32  # times the short side of a picture
 
 
 def _resize(image: Tensor, height: int, width: int) -> Tensor:
@@ -42,9 +44,28 @@ def clip_pixels(
     return x
 
 
+def around_middle(image: Tensor, size: int) -> Tensor:
+    """[b, h, w, c] without the ends of a side more than LONGEST times the other, which the middle square of `size` pixels cannot see.
+
+    1 x 4000 pixels scaled to a short side of 224 would be 2.4 GB. What is left is on the same grid of scaled pixels, or half of one
+    beside it where no length near the shortest would be.
+    """
+    height, width = image.shape[1:3]
+    short, long = min(height, width), max(height, width)
+    if long <= LONGEST * short:
+        return image
+    whole = short // math.gcd(short, size)  # so many pixels become a whole number of scaled ones
+    lengths = range(-(-LONGEST * short // whole) * whole, long, whole)[:8]
+    scaled = round(size / short * long)
+    fitting = (one for one in lengths if (long - one) % 2 == 0 and (scaled - size * one // short) % 2 == 0)
+    length = next(fitting, LONGEST * short + (long - LONGEST * short) % 2)
+    start = (long - length) // 2
+    return image.narrow(2 if width == long else 1, start, length)
+
+
 def middle_square(image: Tensor, size: int) -> Tensor:
     """[b, h, w, 3] -> [b, size, size, 3]: the short side scaled to `size` (antialiased bicubic), the middle of the long side kept."""
-    x = image.movedim(-1, 1).float()
+    x = around_middle(image, size).movedim(-1, 1).float()
     height, width = x.shape[-2:]
     if (height, width) != (size, size):
         scale = size / min(height, width)

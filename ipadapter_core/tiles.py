@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .errors import IPAdapterError
 from .images import center_crop, resize, rgb, sharpen
+from .preprocess import around_middle
 
 TILE = 256
 LONGEST = 4 * TILE
@@ -30,7 +31,8 @@ def reference_tiles(image: Tensor, mask: Tensor | None = None, sharpening: float
         image, region = center_crop(image, short, short), center_crop(region, short, short)
         height = width = 2 * TILE
     else:
-        height, width = h * TILE // short, w * TILE // short
+        image, region = around_middle(image, TILE), around_middle(region, TILE)
+        height, width = image.shape[1] * TILE // short, image.shape[2] * TILE // short
     image, region = resize(image, height, width), _bicubic(region, height, width)
     height, width = min(height, LONGEST), min(width, LONGEST)
     image, region = center_crop(image, height, width), center_crop(region, height, width)[..., 0]

@@ -11,6 +11,7 @@ from typing import Any
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
+import comfy.utils
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
@@ -106,9 +107,17 @@ class Adapter(Mapping):
                 "large). Look at the node that made them; an image encoder that gives such values is damaged: download it again."
             )
 
+        count = len(features[0])
+        progress = comfy.utils.ProgressBar(count) if count > _AT_ONCE else None
+
         def make(device: torch.device) -> Tensor:
-            parts = zip(*(part.split(_AT_ONCE) for part in features), strict=True)
-            return torch.cat([self.module.image_proj(*(p.to(device, torch.float32) for p in part), **options) for part in parts])
+            tokens = []
+            for parts in zip(*(part.split(_AT_ONCE) for part in features), strict=True):
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                tokens.append(self.module.image_proj(*(part.to(device, torch.float32) for part in parts), **options))
+                if progress:
+                    progress.update(len(parts[0]))
+            return torch.cat(tokens)
 
         return self._run(make)
 

@@ -15,7 +15,7 @@ from ...ipadapter_core.encoders import HIDDEN, PROJECTED, Encoder, name_of
 from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.fit import boxes_of, fit, interpolate_positions, per_picture, pool
 from ...ipadapter_core.images import rgb
-from ...ipadapter_core.preprocess import CLIP_MEAN, SIZE, clip_pixels
+from ...ipadapter_core.preprocess import CLIP_MEAN, SIZE, around_middle, clip_pixels
 from ...ipadapter_core.tiles import join_tiled, merge_tile_features, split_tiles
 from .cache import ByteCache, digest, digests, number_of
 
@@ -114,19 +114,22 @@ def encode_fitted(
     height, width = images.shape[1:3]
     at_once = max(1, _BATCH // len(boxes_of(how, height, width, tiles)))  # the tiles of many pictures together would be large
     masks = None if mask is None else per_picture(mask, len(images))
+    progress = comfy.utils.ProgressBar(len(images)) if len(images) > at_once else None
     features = []
     for start in range(0, len(images), at_once):
         part = slice(start, start + at_once)
         fitted = fit(images[part], how, tiles, size, None if masks is None else masks[part], mean)
         squares = encode(clip_vision, fitted.squares, feature, mask=fitted.masks, pixels=pixels)
         features.append(pool(squares, len(fitted.boxes), fitted.masks))
+        if progress:
+            progress.update(len(images[part]))
     return torch.cat(features)
 
 
 def _run(clip_vision: Any, images: Tensor, feature: str, mask: Tensor | None, size: int) -> Tensor:
     own_size = size == getattr(clip_vision, "image_size", 0)
     if mask is None and own_size:
-        return clip_vision.encode_image(images)[feature]
+        return clip_vision.encode_image(around_middle(images, size) if size else images)[feature]
     if getattr(clip_vision, "model", None) is None:
         raise IPAdapterError(
             "The connected image encoder comes from another pack and sees whole pictures at its own size only: disconnect the mask and set "

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ipadapter_core.preprocess import clip_pixels
+from ipadapter_core.preprocess import CLIP_STD, clip_pixels
 from support import lab
 
 
@@ -21,6 +21,15 @@ def test_same_pixels_as_comfyui(clip_preprocess, shape, size):
     noise = torch.randn(1, *shape, 3, generator=torch.Generator().manual_seed(0))
     images = torch.cat([lab.images(1, *shape), noise])
     assert torch.equal(clip_pixels(images, size), clip_preprocess(images, size=size))
+
+
+@pytest.mark.parametrize("shape", [(1, 1000), (56, 2010), (7, 401), (3, 331), (9, 601)])
+def test_same_of_very_long_pictures(clip_preprocess, shape):
+    """Their ends are cut off before they are scaled: the same but for values on the border of two levels, which fall to either."""
+    images = torch.rand(1, *shape, 3, generator=torch.Generator().manual_seed(0))
+    for given in (images, images.transpose(1, 2)):
+        levels = (clip_pixels(given) - clip_preprocess(given)) * torch.tensor(CLIP_STD).view(3, 1, 1) * 255
+        assert levels.abs().max() < 1.1 and (levels.abs() > 0.1).float().mean() < 0.02
 
 
 def test_same_with_another_encoders_mean_and_deviation(clip_preprocess):

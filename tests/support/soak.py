@@ -29,6 +29,7 @@ PACKS = ("faults_pack",)
 PLACES = {"encoding": 2, "projecting": 2, "sampling": 15}  # a fault comes before one of so many modules
 KINDS = {"oom": "execution_error", "hold": "execution_interrupted"}  # of a fault -> what the history has to say of it
 WARM, SAMPLES, GROWTH = 100, 20, 0.02
+BETWEEN = Request(picture=3, mask="picture", weight=0.5, batch=2, seed=0)  # shares nothing with a reference but the models
 Row = tuple[str, str, bool]  # what, figure, whether the bar is met
 
 
@@ -67,8 +68,8 @@ class Soak:
             self.failures.append(f"{when}: {request} gave another picture than at the beginning")
 
     def memory(self) -> dict[str, int]:
-        """Of the server, in bytes, behind the first reference."""
-        self.pictures(self.references[0])
+        """Of the server, in bytes, always behind the same request."""
+        self.pictures(BETWEEN)
         return self.server.get("/memory")
 
     def requeue(self, count: int, every: int) -> dict[int, dict[str, int]]:
@@ -92,6 +93,7 @@ class Soak:
     def fail(self, place: str, kind: str, count: int) -> int:
         """`count` faults of a kind in a place, each with the same request right behind it; gives how many came and ended as they should."""
         chance, right = random.Random(f"{place} {kind}"), 0
+        self.pictures(BETWEEN)  # so that nothing of the first request lies ready in ComfyUI
         for request in self.cycled(count):
             self.server.post("/forget", {})
             self.server.post("/faults", {"place": place, "kind": kind, "after": chance.randrange(PLACES[place])})
