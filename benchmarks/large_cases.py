@@ -53,7 +53,7 @@ class Large:
 
     def frames(self, count: int) -> Work:
         """A picture, a weight and a mask for each frame, sampled in windows that name their frames as AnimateDiff does."""
-        given = dict(image=pictures(count, 64, 64), attn_mask=pictures(count, 64, 64)[..., 0], encode_batch_size=0)
+        given: dict[str, Any] = dict(image=pictures(count, 64, 64), attn_mask=pictures(count, 64, 64)[..., 0], encode_batch_size=0)
         weights = torch.linspace(0.2, 1, count).tolist()
 
         def work() -> None:
@@ -81,13 +81,13 @@ class Large:
         def work() -> torch.Tensor:
             model = self.unet
             for picture in given.split(1):
-                model = self.apply(model=model, image=picture)
+                model = self.apply("IPAdapterAdvanced", model=model, image=picture)
             return self.sample(model)
 
         return work
 
     def mask(self, side: int) -> Work:
-        given = dict(image=pictures(1, 256, 256), attn_mask=pictures(1, side, side)[..., 0])
+        given: dict[str, Any] = dict(image=pictures(1, 256, 256), attn_mask=pictures(1, side, side)[..., 0])
         return lambda: self.sample(self.apply(**given))
 
     def reference(self, side: int) -> Work:

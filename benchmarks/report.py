@@ -1,5 +1,6 @@
 """The figures beside their targets, as text or as markdown."""
 
+from layouts import CALLS, FRAMES, STARTS, STEPS, devices, equal_pictures, windows
 from measure import LAYERS, Bench
 
 Row = tuple[str, str, str, bool | None]
@@ -35,12 +36,28 @@ def rows(bench: Bench) -> list[Row]:
     ]
 
 
+def layout_rows(bench: Bench) -> list[Row]:
+    """The same for layouts: of an animation, of several devices, of latents that are alike."""
+    made, resized = windows(bench)
+    anew, single, many = devices(bench), equal_pictures(bench, 1), equal_pictures(bench, 64)
+    frames = f"{FRAMES} frames in {len(STARTS)} windows, {STEPS} steps"
+    return [
+        (f"windows: layouts made for {frames}", f"{made}", f"{len(STARTS)}", made == len(STARTS)),
+        ("windows: masks brought to a grid", f"{resized}", f"at most {4 * FRAMES}, each once a level", resized <= 4 * FRAMES),
+        (f"MultiGPU: layouts made in {CALLS} calls on two devices", f"{anew}", "2", anew == 2),
+        ("64 latents with equal pictures", f"{many / 1e6:.2f} MB held, one latent {single / 1e6:.2f} MB", "the same", many == single),
+    ]
+
+
 def print_tables(bench: Bench, markdown: bool) -> None:
     met = {None: "", True: "met", False: "MISSED"}
     figures = [(what, figure, target, met[ok]) for what, figure, target, ok in rows(bench)]
     print_table(bench.title, ("", "figure", "target", ""), figures, markdown)
     if bench.full:
         return
+    if bench.insightface is None:
+        layouts = [(what, figure, target, met[ok]) for what, figure, target, ok in layout_rows(bench)]
+        print_table(f"{bench.title}: layouts", ("", "figure", "target", ""), layouts, markdown)
     growth = []
     for one in bench.growth():
         counts = f"{one.pictures}", f"{one.stacked}", f"{one.ratio - 1:+.1%}", f"{one.operations:.1f}", f"{one.held / 1e6:.2f} MB"
