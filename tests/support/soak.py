@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import itertools
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -160,9 +161,12 @@ def megabytes(memory: dict[str, int]) -> str:
 
 
 def grown(samples: dict[int, dict[str, int]], name: str) -> float:
-    """Share by which a figure grew from the sample at WARM re-queues, or the first, to the last."""
-    first = samples[min((number for number in samples if number >= WARM), default=min(samples))]
-    return samples[max(samples)][name] / first[name] - 1
+    """Share by which a figure grew: the median of the last five samples against that of the first five from WARM re-queues on.
+
+    One sample is 2 % off another, either way, by where the C library happens to have put what is held.
+    """
+    known = [one[name] for number, one in samples.items() if number >= min(WARM, max(samples))]
+    return statistics.median(known[-5:]) / statistics.median(known[:5]) - 1
 
 
 def requeued(soak: Soak, count: int) -> list[Row]:
