@@ -219,6 +219,11 @@ def test_areas_with_timestep_ranges(rig):
     assert_same(rig, positive=positive, steps=2)
 
 
+def test_deep_shrink_in_an_area(sd15):
+    """The mask is cropped with the latent, then brought to the shrunken grid."""
+    assert_same(sd15, shrink(1.6), positive=sd15.positive + area(sd15.third, 17, 13, 3, 9), hw=(26, 25))
+
+
 def test_areas_of_both_sides_with_a_mask_for_each_latent(sd15):
     fourth = lab.cond("sd15", tag="fourth")
     positive = area(sd15.positive, 16, 12, 0, 0) + area(sd15.third, 16, 12, 0, 12)
