@@ -221,7 +221,7 @@ def test_areas_with_timestep_ranges(rig):
 
 def test_deep_shrink_in_an_area(sd15):
     """The mask is cropped with the latent, then brought to the shrunken grid."""
-    assert_same(sd15, shrink(1.6), positive=sd15.positive + area(sd15.third, 17, 13, 3, 9), hw=(26, 25))
+    assert_same(sd15, shrink(1.6), positive=sd15.positive + area(sd15.third, 17, 13, 3, 9), hw=(32, 24))
 
 
 def test_areas_of_both_sides_with_a_mask_for_each_latent(sd15):
