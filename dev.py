@@ -1,4 +1,4 @@
-"""One command for everything: python3 dev.py demo | test | lint | bench | large | soak | server | workflows | pictures | setup.
+"""One command for everything: python3 dev.py demo | test | lint | bench | large | soak | fuzz | server | workflows | pictures | setup.
 
 Needs only Python 3.10 or newer. The first run makes a virtual environment in .venv and installs into it; later runs reuse it until what
 is needed changes.
@@ -163,6 +163,13 @@ def soak(arguments: list[str]) -> None:
     run(python, TESTS / "support" / "soak.py", "--comfyui", comfyui, *arguments)
 
 
+def fuzz(arguments: list[str]) -> None:
+    """Put damaged and forged adapter files to the nodes: --count 10000 --seed 0 (options: fuzz --help)."""
+    python, comfyui = environment()
+    variables = {**os.environ, "COMFYUI_PATH": str(comfyui), "PYTHONPATH": str(TESTS)}
+    run(python, "-m", "support.fuzz", *arguments, env=variables, cwd=TESTS)
+
+
 def server(arguments: list[str]) -> None:
     """Start ComfyUI with the pack and the random models of earlier runs in it, and keep it running."""
     python, comfyui = environment()
@@ -184,8 +191,8 @@ def pictures(arguments: list[str]) -> None:
 
 
 COMMANDS = {
-    "demo": demo, "test": test, "lint": lint, "bench": bench, "large": large, "soak": soak, "server": server, "workflows": workflows,
-    "pictures": pictures, "setup": setup,
+    "demo": demo, "test": test, "lint": lint, "bench": bench, "large": large, "soak": soak, "fuzz": fuzz, "server": server,
+    "workflows": workflows, "pictures": pictures, "setup": setup,
 }
 
 

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from .errors import IPAdapterError
 from .images import rgb
+from .values import MOST, brief, check_number, check_whole
 
 TIMINGS = ("custom", "linear", "ease_in_out", "ease_in", "ease_out", "random")
+MOST_FRAMES = 100_000
 METHODS = ("full batch", "shift batches", "alternate batches")
 
 CURVES: dict[str, Callable[[float], float]] = {
@@ -40,6 +42,12 @@ class Strategy:
     method: str = "full batch"
     frame_count: int = 0
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.weights, str):
+            raise IPAdapterError(f"weights must be numbers with commas between them, and this is {brief(self.weights)}.")
+        for name in ("frames", "start_frame", "end_frame", "add_starting_frames", "add_ending_frames", "frame_count"):
+            check_whole(getattr(self, name), name, high=MOST_FRAMES)
+
     @classmethod
     def from_wire(cls, values: Any) -> Strategy:
         """From a WEIGHTS_STRATEGY dict; what it lacks has its default. Raises IPAdapterError where it is none."""
@@ -61,8 +69,8 @@ def parse_weights(text: str) -> list[float]:
         numbers = [float(part) for part in parts if part]
     except ValueError:
         numbers = [math.nan]
-    if not all(map(math.isfinite, numbers)):
-        raise IPAdapterError(f"weights cannot be read: {text.strip()!r}. Write numbers with commas between them, such as 1.0, 0.5, 0.0.")
+    if not all(abs(number) <= MOST for number in numbers):
+        raise IPAdapterError(f"weights cannot be read: {brief(text.strip())!r}. Write numbers with commas between, such as 1.0, 0.5.")
     return numbers
 
 
@@ -72,10 +80,10 @@ def weight_curve(strategy: Strategy) -> list[float]:
     `random` draws from a generator seeded with the numbers and the frames, so that the same inputs give the same weights.
     """
     numbers = parse_weights(strategy.weights)
-    if strategy.timing == "custom":
+    if isinstance(strategy.timing, str) and strategy.timing == "custom":
         return numbers or [0.0]
-    if strategy.timing not in TIMINGS:
-        raise IPAdapterError(f"There is no timing {strategy.timing!r}. The timings are: {', '.join(TIMINGS)}.")
+    if not isinstance(strategy.timing, str) or strategy.timing not in TIMINGS:
+        raise IPAdapterError(f"There is no timing {brief(strategy.timing)!r}. The timings are: {', '.join(TIMINGS)}.")
     start, end = (numbers[0], numbers[-1]) if numbers else (0.0, 1.0)
     frames = max(strategy.frames, 2)
     first = min(strategy.start_frame, frames)
@@ -95,8 +103,8 @@ def animate(strategy: Strategy, image: Tensor | None = None) -> Animation:
     full batch: every picture for one curve. shift batches: pictures i and i + 1 for one curve each. alternate batches: the same pairs,
     every other one mirrored, so that even pictures stay in image_1. Raises IPAdapterError for pairs of fewer than two pictures.
     """
-    if strategy.method not in METHODS:
-        raise IPAdapterError(f"There is no method {strategy.method!r}. The methods are: {', '.join(METHODS)}.")
+    if not isinstance(strategy.method, str) or strategy.method not in METHODS:
+        raise IPAdapterError(f"There is no method {brief(strategy.method)!r}. The methods are: {', '.join(METHODS)}.")
     curve = weight_curve(strategy)
     before, after = strategy.add_starting_frames, strategy.add_ending_frames
     if image is None:
@@ -133,6 +141,8 @@ def prompt_schedule(strategy: Strategy, prompt: str) -> str:
 
     A picture lasts `frames` frames, or as many as there are weights where fewer than 2 are given.
     """
+    if not isinstance(prompt, str):
+        raise IPAdapterError(f"prompt must be text, and this is {brief(prompt)}.")
     lines = [line for line in prompt.splitlines() if line.strip()] or [""]
     count = max(strategy.frame_count, 1)
     lines = (lines + lines[-1:] * count)[:count]
@@ -148,4 +158,7 @@ def prompt_schedule(strategy: Strategy, prompt: str) -> str:
 
 def join_weights(*weights: float | Sequence[float]) -> list[float]:
     """Weights of one frame or of many, one after another."""
-    return [w for part in weights for w in (part if isinstance(part, Sequence) else [part])]
+    listed = [w for part in weights for w in (part if isinstance(part, Sequence) else [part])]
+    for weight in listed:
+        check_number(weight, "A weight")
+    return listed

@@ -9,14 +9,14 @@ import json
 import logging
 import math
 import os
-import pickle
+import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,7 +37,15 @@ _ARCHIVES = ((b"7z\xbc\xaf", "7z"), (b"Rar!", "RAR"), (b"\x1f\x8b", "gzip"))
 _DTYPE_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
                 "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}
 _HEADER_LIMIT = 100_000_000  # the safetensors format's own
+_AXES, _NAME, _DEPTH = 64, 200, 8  # more than any tensor, name of one, or nesting of dicts that was ever published
+# What torch.save writes for plain tensors. torch would read more without running code, yet some of that makes memory out of nothing.
+_PLAIN = re.compile(
+    r"collections OrderedDict|torch._utils _rebuild_(tensor_v[23]|parameter)|torch(\.storage)? \w+Storage|"
+    r"torch (Size|device|[a-z]+[0-9]+\w*|bool)"
+)
+_HARMLESS = re.compile(r"None|torch\S* .*|(builtins|__builtin__) (bytearray|complex|set)|_codecs encode")  # None: a name that is computed
 _AGAIN = "Download it again."
+_OTHER = "Choose another file."
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
     """
     path = Path(path)
     if is_safetensors(path):
-        return {_normalise(key): shape for key, shape in _header(path).items()}
+        return _header(path)
     return {key: tuple(tensor.shape) for key, tensor in _torch_tensors(path).items()}
 
 
@@ -73,7 +81,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(key) for key in file.keys() if _is_adapters(name := _normalise(key))}
     except SafetensorError as error:
-        raise IPAdapterError(f"{path.name} is damaged ({error}). {_AGAIN}") from error
+        raise IPAdapterError(f"{path.name} is damaged ({_brief(error)}). {_AGAIN}") from error
     return _finish(tensors, path.name)
 
 
@@ -109,22 +117,23 @@ def is_safetensors(path: Path) -> bool:
 
 
 def _header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a safetensors file; 8 bytes of length, then JSON, then the payload (huggingface/safetensors, format)."""
+    """Normalised names and shapes of a safetensors file; 8 bytes of length, then JSON, then the payload (safetensors, format)."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        raw = file.read(length)
-    if len(raw) < length:
+        raw = file.read(min(length, size))
+    if length > size - 8:
         raise IPAdapterError(f"{path.name} is cut short: its header alone has {length} bytes and the file {size}. {_AGAIN}")
     try:
         entries = json.loads(raw)
         entries.pop("__metadata__", None)
         shapes, end = {}, 0
         for key, entry in entries.items():
-            shapes[key], last = _entry(entry)
+            shape, last = _entry(entry)
+            _put(shapes, key, shape)
             end = max(end, last)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise IPAdapterError(f"{path.name} has a damaged safetensors header ({error}). {_AGAIN}") from error
+        raise IPAdapterError(f"{path.name} has a damaged safetensors header ({_brief(error)}). {_AGAIN}") from error
     if (payload := size - 8 - length) != end:
         state = "is cut short" if payload < end else "is damaged"
         raise IPAdapterError(f"{path.name} {state}: its header names {end} bytes of tensors, and {payload} follow. {_AGAIN}")
@@ -133,7 +142,7 @@ def _header(path: Path) -> dict[str, tuple[int, ...]]:
 
 def _entry(entry: dict[str, Any]) -> tuple[tuple[int, ...], int]:
     shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
-    if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
+    if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, end)) or len(shape) > _AXES:
         raise ValueError("a shape or an offset is not a natural number")
     if entry["dtype"] not in _DTYPE_BYTES:
         raise ValueError(f"the number type {entry['dtype']} is not known")
@@ -145,54 +154,117 @@ def _entry(entry: dict[str, Any]) -> tuple[tuple[int, ...], int]:
 def _torch_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that torch.save wrote, names flat and normalised, storages mapped from the file where it is a zip."""
     # torch.load maps a file only by its path, and newer ones read a path that ends in .safetensors as such, whatever it holds
-    mapped = _is_torch_zip(path) and path.suffix.lower() != ".safetensors"
+    zipped = _is_torch_zip(path)
+    mapped = zipped and path.suffix.lower() != ".safetensors"
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")
             content = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
-            raise IPAdapterError(
-                f"{path.name} is refused: it is a pickle that calls {found[1].rstrip('.,')}, "
-                "and loading it could run any program on this computer. Use a safetensors file."
-            ) from error
-        raise IPAdapterError(f"{path.name} is refused: it is a pickle that holds more than tensors. Use a safetensors file.") from error
     except Exception as error:  # torch.load has no common error class for damaged files
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise IPAdapterError(f"{path.name} is damaged: torch cannot read it ({reason}). {_AGAIN}") from error
+        raise IPAdapterError(f"{path.name} is damaged: torch cannot read it ({_brief(error)}). {_AGAIN}") from error
     if not isinstance(content, Mapping):
-        raise IPAdapterError(f"{path.name} holds a {type(content).__name__} instead of named tensors: it is not an IP-Adapter.")
-    return _flatten(content)
+        raise IPAdapterError(f"{path.name} holds a {type(content).__name__} instead of named tensors: it is not an IP-Adapter. {_OTHER}")
+    try:
+        tensors = _flatten(content)
+    except ValueError as error:
+        raise IPAdapterError(f"{path.name} is damaged: {error}. {_AGAIN}") from error
+    if sum(tensor.nbytes for tensor in tensors.values()) > path.stat().st_size:  # views of one storage that stand for more than it
+        raise IPAdapterError(f"{path.name} is damaged: its tensors are larger than the file. {_AGAIN}")
+    return tensors
 
 
 def _is_torch_zip(path: Path) -> bool:
+    """Whether a file is torch.save's zip (True) or the pickles it wrote before.
+
+    Raises IPAdapterError for damaged and compressed ones, and where more than plain tensors is in it.
+    """
+    size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(2) != b"PK":
+            file.seek(0)
+            _check_pickles(file, path.name, 5)  # a magic number, a version, the system, the content, the storages' keys
             return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise IPAdapterError(f"{path.name} is cut short or damaged ({error}). {_AGAIN}") from error
-    if any("/code/" in name for name in names):
-        raise IPAdapterError(f"{path.name} is refused: it is a TorchScript program, not weights alone. Use a safetensors file.")
-    if not any(name.endswith("data.pkl") for name in names):
-        raise IPAdapterError(f"{path.name} is a zip archive under another name. Unpack it and use the file inside.")
+        try:
+            archive = zipfile.ZipFile(file)
+            records = archive.infolist()
+        except Exception as error:  # zipfile has no common error class either
+            raise IPAdapterError(f"{path.name} is cut short or damaged ({_brief(error)}). {_AGAIN}") from error
+        if any("/code/" in record.filename for record in records):
+            raise IPAdapterError(f"{path.name} is refused: it is a TorchScript program, not weights alone. Use a safetensors file.")
+        pickles = [record for record in records if record.filename.endswith("data.pkl")]
+        if not pickles:
+            raise IPAdapterError(f"{path.name} is a zip archive under another name. Unpack it and use the file inside.")
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records) or sum(record.file_size for record in records) > size:
+            raise IPAdapterError(f"{path.name} is a compressed zip, which torch.save does not write: it is damaged or forged. {_AGAIN}")
+        for record in pickles:
+            try:
+                pickled = archive.open(record)
+            except Exception as error:
+                raise IPAdapterError(f"{path.name} is cut short or damaged ({_brief(error)}). {_AGAIN}") from error
+            with pickled:
+                _check_pickles(pickled, path.name, 1)
     return True
 
 
-def _flatten(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Nested dicts of tensors as one with dotted, normalised names; what is no tensor (a step count, a scale) is left out."""
+def _check_pickles(file: IO[bytes], name: str, count: int) -> None:
+    """Raises IPAdapterError where one of `count` pickles names more than plain tensors are made of, or cannot be followed."""
+    try:
+        called = (arg for _ in range(count) for op, arg, _ in pickletools.genops(file) if op.name in ("GLOBAL", "INST", "STACK_GLOBAL"))
+        found = next((str(one) for one in called if not _PLAIN.fullmatch(str(one))), None)
+    except Exception as error:
+        raise IPAdapterError(f"{name} is damaged: torch cannot read it ({_brief(error)}). {_AGAIN}") from error
+    if found is None:
+        return
+    if _HARMLESS.fullmatch(found):
+        raise IPAdapterError(f"{name} is refused: it is a pickle that holds more than tensors. Use a safetensors file.")
+    raise IPAdapterError(
+        f"{name} is refused: it is a pickle that calls {_brief(found).replace(' ', '.')}, "
+        "and loading it could run any program on this computer. Use a safetensors file."
+    )
 
-    def walk(values: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Tensor]]:
+
+def _flatten(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Nested dicts of tensors as one with dotted, normalised names; what is no tensor (a step count, a scale) is left out.
+
+    A dict that is found again is not gone into again. Raises ValueError for names and dicts that no adapter has.
+    """
+    seen: set[int] = set()
+    tensors: dict[str, Tensor] = {}
+
+    def walk(values: Mapping[Any, Any], prefix: str, depth: int) -> None:
+        seen.add(id(values))
+        if depth > _DEPTH:
+            raise ValueError(f"its dicts are nested more than {_DEPTH} deep")
         for key, value in values.items():
-            if isinstance(value, Mapping):
-                yield from walk(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping) and id(value) not in seen:
+                walk(value, f"{prefix}{_readable(key)}.", depth + 1)
             elif isinstance(value, Tensor):
-                yield _normalise(f"{prefix}{key}"), value.detach()
+                _put(tensors, f"{prefix}{_readable(key)}", value.detach())
 
     inner = content.get("state_dict")
-    return dict(walk(inner if isinstance(inner, Mapping) else content, ""))
+    walk(inner if isinstance(inner, Mapping) else content, "", 1)
+    return tensors
+
+
+def _put(found: dict[str, Any], key: str, value: Any) -> None:
+    """Raises ValueError for a second tensor of the same normalised name."""
+    name = _normalise(_readable(key))
+    if name in found:
+        raise ValueError(f"there are two tensors {name}")
+    found[name] = value
+
+
+def _readable(key: object) -> str:
+    """A tensor's name. Raises ValueError for one that cannot be shown."""
+    if not isinstance(key, str | int) or len(text := str(key)) > _NAME or not text.isprintable():
+        raise ValueError("the name of a tensor cannot be read")
+    return text
+
+
+def _brief(error: object) -> str:
+    """The first line of an error, or its class where it says nothing, short enough to be read."""
+    first = (str(error).splitlines() or [""])[0][:160]
+    return "".join(char if char.isprintable() else "?" for char in first).strip() or type(error).__name__
 
 
 def _normalise(key: str) -> str:
@@ -208,7 +280,7 @@ def _is_adapters(key: str) -> bool:
 def _check(shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
     info = identify(shapes, name)
     if not info.supported:
-        raise IPAdapterError(f"{name} cannot be used: {info.problem}.")
+        raise IPAdapterError(f"{name} cannot be used: {info.problem}. {_OTHER}")
     check_layout(shapes, info, name)
 
 

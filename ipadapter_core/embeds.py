@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .errors import IPAdapterError
+from .values import check_choice
 
 COMBINE_METHODS = ("concat", "add", "subtract", "average", "norm average")
 
@@ -16,6 +17,7 @@ def combine(embeds: Tensor, method: str) -> Tensor:
     add: sum. subtract: the first minus the mean of the others. average: mean. norm average: mean of e / ||e||, the norm
     taken over the pictures for each component. max, min: elementwise. One picture stays as it is.
     """
+    check_choice(method, "method to combine embeds", (*COMBINE_METHODS, "max", "min"))
     if method == "concat" or embeds.shape[0] == 1:
         return embeds
     if method == "add":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,8 +48,16 @@ class FaceEmbeds:
         return crops if size == crops.shape[1] else resize(crops, size, size, "BICUBIC")
 
 
+def check_faces(value: Any) -> FaceEmbeds:
+    """The value of a FACE_EMBEDS input. Raises IPAdapterError for any other."""
+    if not isinstance(value, FaceEmbeds):
+        raise IPAdapterError(f"The face_embeds input has a {type(value).__name__}, not faces: connect an IPAdapter Face Embeds node.")
+    return value
+
+
 def join(faces: Sequence[FaceEmbeds]) -> FaceEmbeds:
     """All faces side by side, in the order given."""
+    faces = [check_faces(face) for face in faces]
     return FaceEmbeds(torch.cat([face.embedding for face in faces]), torch.cat([face.crops for face in faces]))
 
 

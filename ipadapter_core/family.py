@@ -250,4 +250,6 @@ def _wrong_kind(shapes: Shapes, name: str) -> IPAdapterError:
     if found := kind_of(shapes):
         return IPAdapterError(f"{_this(name)} is {found[0]}, not an IP-Adapter. Put it in models/{found[1]}.")
     some = ", ".join(sorted(shapes)[:3]) or "none at all"
-    return IPAdapterError(f"{_this(name)} is not an IP-Adapter: it has no image_proj and ip_adapter tensors (its tensors: {some}).")
+    return IPAdapterError(
+        f"{_this(name)} is not an IP-Adapter: it has no image_proj and ip_adapter tensors (its tensors: {some}). Choose another file."
+    )

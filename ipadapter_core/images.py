@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import IPAdapterError
+from .values import check_choice, check_number
 
 CROP_POSITIONS = ("top", "bottom", "left", "right", "center", "pad")
 INTERPOLATIONS = ("LANCZOS", "BICUBIC", "HAMMING", "BILINEAR", "BOX", "NEAREST")
@@ -19,6 +20,8 @@ def rgb(image: Tensor, name: str = "image") -> Tensor:
 
     Raises IPAdapterError, calling the picture `name`, for anything that is no batch of pictures or has values that are not finite.
     """
+    if not isinstance(image, Tensor):
+        raise IPAdapterError(f"The {name} input is not a picture but a {type(image).__name__}. Connect an IMAGE output.")
     if image.ndim != 4 or image.shape[3] not in (1, 2, 3, 4) or not image.is_floating_point():
         raise IPAdapterError(
             f"The {name} input is not a picture: its shape is {list(image.shape)} ({image.dtype}), not [batch, height, width, channels]. "
@@ -86,5 +89,8 @@ def sharpen(image: Tensor, strength: float) -> Tensor:
 
 def prepare(image: Tensor, interpolation: str = "LANCZOS", position: str = "center", sharpening: float = 0.0, size: int = 224) -> Tensor:
     """Pictures [b, h, w, 1..4] as a CLIP vision encoder wants them: [b, size, size, 3], squared, resized, sharpened."""
+    check_choice(interpolation, "interpolation", INTERPOLATIONS)
+    check_choice(position, "crop_position", CROP_POSITIONS)
+    check_number(sharpening, "sharpening", 0, 1)
     out = resize(square(rgb(image), position), size, size, interpolation)
     return sharpen(out, sharpening) if sharpening > 0 else out

@@ -6,6 +6,7 @@ from torch import Generator, Tensor
 
 from .errors import IPAdapterError
 from .images import center_crop, rgb
+from .values import check_choice, check_number, check_whole
 
 NOISE_TYPES = ("fade", "dissolve", "gaussian", "shuffle")
 ELASTIC_ALPHA = 75.0
@@ -18,6 +19,9 @@ def noise(kind: str, strength: float, blur: int = 0, image: Tensor | None = None
     The random numbers are those of torch.manual_seed(int(sum of the pixels) mod 1000000007). `blur` 0 is none, else the width in
     pixels of a Gaussian (the next odd number).
     """
+    check_choice(kind, "noise type", NOISE_TYPES)
+    check_number(strength, "strength", 0, 1)
+    check_whole(blur, "blur", 0, size // 2)
     x = torch.zeros(1, size, size, 3) if image is None else _fit(rgb(image).cpu(), size)
     generator = Generator().manual_seed(int(x.sum()) % 1000000007)
     out = _add_noise(kind, x, strength, generator).clamp(0, 1)

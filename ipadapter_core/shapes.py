@@ -9,16 +9,21 @@ from .family import Info
 from .projection import HEAD
 
 Shapes = Mapping[str, tuple[int, ...]]
+MOST_TOKENS = 1024  # of a picture; the most that was published is 729, of an encoder whose every patch is a token
 
 
 def check_layout(shapes: Shapes, info: Info, name: str = "") -> None:
     """Raises IPAdapterError naming the first tensor that is missing, too many or of a wrong shape. `info` is a supported one."""
     this = name or "This file"
+    if info.tokens > MOST_TOKENS:
+        raise IPAdapterError(f"{this} makes {info.tokens} tokens of a picture, more than any adapter does: it is damaged. Use another.")
     expected = {f"image_proj.{key}": shape for key, shape in _projection(shapes, info).items()}
     expected |= {f"ip_adapter.{key}": shape for key, shape in _layers(shapes).items()}
     for key, shape in expected.items():
         if key not in shapes:
             raise IPAdapterError(f"{this} lacks the tensor {key}: it is damaged or was converted wrongly. Download it again.")
+        if 0 in shapes[key]:
+            raise IPAdapterError(f"{this} has {key} in the unusable shape {list(shapes[key])}: it is damaged. Download it again.")
         if shapes[key] != shape:
             raise IPAdapterError(
                 f"{this} has {key} in the shape {list(shapes[key])}, and {list(shape)} fits its other tensors: "
@@ -26,7 +31,9 @@ def check_layout(shapes: Shapes, info: Info, name: str = "") -> None:
             )
     for key in shapes:
         if key.startswith(("image_proj.", "ip_adapter.")) and key not in expected:
-            raise IPAdapterError(f"{this} has the tensor {key}, which no {info.label} has: this variant is not supported yet.")
+            raise IPAdapterError(
+                f"{this} has the tensor {key}, which no {info.label} has: this variant is not supported yet. Choose another file."
+            )
 
 
 def _norm(key: str, width: int) -> Shapes:
@@ -68,7 +75,8 @@ def _projection(shapes: Shapes, info: Info) -> dict[str, tuple[int, ...]]:
 
 def _perceiver(shapes: Shapes, prefix: str, width: int, features: int, out: int) -> dict[str, tuple[int, ...]]:
     start = f"image_proj.{prefix}layers."
-    depth = 1 + max((int(n) for key in shapes if key.startswith(start) and (n := key[len(start):].split(".")[0]).isdecimal()), default=0)
+    numbers = {key[len(start) :].split(".")[0] for key in shapes if key.startswith(start)}
+    depth = next(n for n in range(1, len(numbers) + 2) if str(n) not in numbers)
     inner = _get(shapes, f"{start}0.0.to_q.weight", 0) // HEAD * HEAD
     feedforward = _get(shapes, f"{start}0.1.1.weight", 0)
     expected = {**_linear("proj_in", width, features), **_linear("proj_out", out, width), **_norm("norm_out", out)}

@@ -12,6 +12,7 @@ from torch import Tensor
 from .errors import IPAdapterError
 from .images import center_crop, resize, rgb, sharpen
 from .preprocess import around_middle
+from .values import check_number
 
 TILE = 256
 LONGEST = 4 * TILE
@@ -23,6 +24,7 @@ def reference_tiles(image: Tensor, mask: Tensor | None = None, sharpening: float
     Pictures of nearly square shape become 512 x 512, others 256 on the short side and at most 1024 on the long one (centre crops).
     `mask` [m, h, w], of any size, is brought to the reference's shape; each tile's mask is it inside the tile and 0 elsewhere.
     """
+    check_number(sharpening, "sharpening", 0, 1)
     image = rgb(image)
     _, h, w, _ = image.shape
     region = image.new_ones(1, h, w, 1) if mask is None else _bicubic(mask.to(image).reshape(-1, *mask.shape[-2:], 1), h, w)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..ipadapter_core.embeds import combine
 from ..ipadapter_core.errors import IPAdapterError
 from ..ipadapter_core.images import rgb
+from ..ipadapter_core.values import check_embeds, check_number
 from . import inputs as i
 from .host.adapter import as_adapter, from_pipeline
 from .host.apply_inputs import check_mask
@@ -19,6 +21,11 @@ from .host.preview import told
 from .host.project import apply_features
 from .host.saved_files import list_saved, stamp
 from .host.settings import Settings
+
+
+def scaled(features: Tensor, weight: Any) -> Tensor:
+    check_number(weight, "weight")
+    return features * float(weight)
 
 
 class IPAdapterEncoder:
@@ -46,7 +53,7 @@ class IPAdapterEncoder:
         refuse_faces(adapter)
         clip_vision = clip_vision or from_pipeline(ipadapter, "clipvision")
         positive = encode_for(adapter, clip_vision, rgb(image), mask=check_mask(mask, "mask"))
-        return positive * weight, negative_features(adapter, clip_vision, positive)
+        return scaled(positive, weight), negative_features(adapter, clip_vision, positive)
 
 
 class IPAdapterEncoderAdvanced:
@@ -71,7 +78,7 @@ class IPAdapterEncoderAdvanced:
         encoder = needed_encoder(adapter, clip_vision or from_pipeline(ipadapter, "clipvision"))
         feature = adapter.info.encoder.feature  # type: ignore[union-attr]
         positive = encode_fitted(encoder, image, feature, fit, tiles, size, check_mask(mask, "mask"))
-        return positive * weight, negative_features(adapter, encoder, positive, size)
+        return scaled(positive, weight), negative_features(adapter, encoder, positive, size)
 
 
 class IPAdapterCombineEmbeds:
@@ -98,7 +105,8 @@ class IPAdapterCombineEmbeds:
         }
 
     def batch(self, embed1, method, embed2=None, embed3=None, embed4=None, embed5=None):
-        embeds = [embed for embed in (embed1, embed2, embed3, embed4, embed5) if embed is not None]
+        given = {"embed1": embed1, "embed2": embed2, "embed3": embed3, "embed4": embed4, "embed5": embed5}
+        embeds = [check_embeds(embed, name) for name, embed in given.items() if embed is not None or name == "embed1"]
         if len({embed.shape[1:] for embed in embeds}) > 1:
             shapes = ", ".join(str(list(embed.shape[1:])) for embed in embeds)
             raise IPAdapterError(
@@ -144,7 +152,10 @@ class IPAdapterEmbeds:
     ):
         adapter = as_adapter(ipadapter)
         refuse_faces(adapter)
-        if neg_embed is None:
+        check_embeds(pos_embed, "pos_embed")
+        if neg_embed is not None:
+            check_embeds(neg_embed, "neg_embed")
+        else:
             neg_embed = negative_features(adapter, clip_vision or from_pipeline(ipadapter, "clipvision"), pos_embed[:1])
         settings = Settings(
             weight=weight,

@@ -78,7 +78,7 @@ class IPAdapterCombineFaceEmbeds:
 
     def combine(self, face_embeds_1, method, face_embeds_2=None, face_embeds_3=None, face_embeds_4=None, face_embeds_5=None):
         given = (face_embeds_1, face_embeds_2, face_embeds_3, face_embeds_4, face_embeds_5)
-        faces = join([faces for faces in given if faces is not None])
+        faces = join([face_embeds_1, *(faces for faces in given[1:] if faces is not None)])
         if method == "average":
             faces = average(faces)
         return faces, faces.crops

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..ipadapter_core.errors import IPAdapterError
 from . import inputs as i
 from .apply import IPAdapterAdvanced
-from .host.apply_inputs import REGION_KEYS
+from .host.apply_inputs import REGION_KEYS, check_mask, is_params
 
 
 class IPAdapterRegionalConditioning:
@@ -41,6 +42,7 @@ class IPAdapterRegionalConditioning:
         }
 
     def conditioning(self, image, image_weight, prompt_weight, weight_type, start_at, end_at, mask=None, positive=None, negative=None):
+        check_mask(mask, "mask")
         params = dict(zip(REGION_KEYS, ([image], [mask], [image_weight], [weight_type], [start_at], [end_at]), strict=True))
         return params, _bound(positive, mask, prompt_weight), _bound(negative, mask, prompt_weight)
 
@@ -49,6 +51,8 @@ def _bound(conditioning, mask, strength):
     """The conditioning with the region's mask on every prompt; None stays None."""
     if conditioning is None or mask is None:
         return conditioning
+    if not isinstance(conditioning, list):
+        raise IPAdapterError(f"A prompt of the region is a {type(conditioning).__name__}. Connect a CONDITIONING output.")
     region = {"mask": mask if mask.ndim == 3 else mask.unsqueeze(0), "mask_strength": strength, "set_area_to_bounds": False}
     return [[prompt[0], {**prompt[1], **region}, *prompt[2:]] for prompt in conditioning]
 
@@ -68,6 +72,8 @@ class IPAdapterCombineParams:
 
     def combine(self, params_1, params_2, params_3=None, params_4=None, params_5=None):
         given = [params for params in (params_1, params_2, params_3, params_4, params_5) if params is not None]
+        if not given or not all(map(is_params, given)):
+            raise IPAdapterError("An input holds no region: connect an IPAdapter Regional Conditioning node.")
         return ({key: [entry for params in given for entry in params[key]] for key in REGION_KEYS},)
 
 

@@ -198,7 +198,7 @@ def load_adapter(path: str, version: str = "") -> Adapter:
                 f"{os.path.basename(path)} is {info.label}: its shapes fit no other version. Set version to 'as the file says'."
             )
         if not info.supported:
-            raise IPAdapterError(f"{os.path.basename(path)}: {info.problem}")
+            raise IPAdapterError(f"{os.path.basename(path)} cannot be used: {info.problem}. Choose another file.")
         adapter = _loaded[key] = Adapter(read_checkpoint(path), info, os.path.basename(path), path)
     return adapter
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ...ipadapter_core.errors import IPAdapterError
-from ...ipadapter_core.face_embeds import FaceEmbeds
+from ...ipadapter_core.face_embeds import FaceEmbeds, check_faces
 from ...ipadapter_core.images import rgb
 from .adapter import Adapter, as_adapter, from_pipeline
 from .apply_inputs import ApplyInputs, regions_of, settings_of, styled
@@ -42,7 +42,7 @@ def apply_faces(model: Any, ipadapter: Any, faces: FaceEmbeds, inputs: ApplyInpu
             "connect the picture itself to an IPAdapter or IPAdapter Advanced node."
         )
     inputs = replace(inputs, clip_vision=inputs.clip_vision or from_pipeline(ipadapter, "clipvision"))
-    positive = face_side(adapter, inputs, *from_embeds(adapter, faces))
+    positive = face_side(adapter, inputs, *from_embeds(adapter, check_faces(faces)))
     return _patched(model, adapter, inputs, positive, replace(settings_of(inputs), middle=middle))
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
+from ...ipadapter_core.embeds import COMBINE_METHODS
 from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.layers import STRONG_STYLE_AND_COMPOSITION
+from ...ipadapter_core.values import check_choice, check_number, check_whole
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -48,13 +51,28 @@ class ApplyInputs:
     enhance_ratio: float = 1.0
     weight_kolors: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_choice(self.combine_embeds, "way to combine embeds", COMBINE_METHODS)
+        check_whole(self.encode_batch_size, "encode_batch_size")
+        check_whole(self.enhance_tiles, "enhance_tiles", 1, 64)
+        check_number(self.enhance_ratio, "enhance_ratio")
+        check_number(self.weight_kolors, "weight_kolors")
+
 
 def regions_of(inputs: ApplyInputs) -> list[ApplyInputs]:
     """One inputs for each region that has a picture."""
-    params = inputs.ipadapter_params or {}
+    params = inputs.ipadapter_params
+    if not is_params(params):
+        raise IPAdapterError("There are no regions in ipadapter_params: connect an IPAdapter Regional Conditioning node.")
     regions = zip(*(params[key] for key in REGION_KEYS), strict=True)
     each = [replace(inputs, ipadapter_params=None, **dict(zip(REGION_KEYS, region, strict=True))) for region in regions]
     return [one for one in each if one.image is not None]
+
+
+def is_params(value: Any) -> TypeGuard[Mapping[str, list]]:
+    """Whether a value is IPADAPTER_PARAMS: lists of the same length for all REGION_KEYS."""
+    lists: list[Any] = [value.get(key) for key in REGION_KEYS] if isinstance(value, Mapping) else [None]
+    return all(isinstance(one, list) for one in lists) and len({len(one) for one in lists}) == 1
 
 
 def styled(inputs: ApplyInputs) -> ApplyInputs:
@@ -90,6 +108,9 @@ def check_mask(mask: Tensor | None, name: str = "attn_mask") -> Tensor | None:
     """[n, H, W] of the MASK input `name`. Raises IPAdapterError for values that are no mask."""
     if mask is None:
         return None
+    if not isinstance(mask, Tensor) or mask.is_complex():
+        raise IPAdapterError(f"The {name} is not a mask but a {type(mask).__name__}: connect a MASK output.")
+    mask = mask if mask.is_floating_point() else mask.float()
     batch: Tensor = mask.unsqueeze(0) if mask.ndim == 2 else mask
     if batch.ndim != 3 or 0 in batch.shape:
         raise IPAdapterError(f"The {name} has the shape {tuple(mask.shape)}: a mask of [count, height, width] is needed.")

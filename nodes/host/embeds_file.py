@@ -25,7 +25,7 @@ def load_embeds(name: str) -> Tensor:
         embeds = safetensors.torch.load_file(path).get("embeds")
     except SafetensorError:
         embeds = _load_pickled(path, name)
-    if not isinstance(embeds, Tensor) or embeds.ndim not in (2, 3) or not torch.isfinite(embeds).all():
+    if not isinstance(embeds, Tensor) or embeds.ndim not in (2, 3) or not torch.isfinite(embeds.float()).all():
         raise IPAdapterError(f"{name} holds no usable embeds: encode the picture again and save it.")
     return embeds.float()
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ...ipadapter_core.encoders import HIDDEN, PROJECTED, Encoder, name_of
 from ...ipadapter_core.errors import IPAdapterError
-from ...ipadapter_core.fit import boxes_of, fit, interpolate_positions, per_picture, pool
+from ...ipadapter_core.fit import FITS, boxes_of, fit, interpolate_positions, per_picture, pool
 from ...ipadapter_core.images import rgb
 from ...ipadapter_core.preprocess import CLIP_MEAN, SIZE, around_middle, clip_pixels
 from ...ipadapter_core.tiles import join_tiled, merge_tile_features, split_tiles
+from ...ipadapter_core.values import check_choice, check_whole
 from .cache import ByteCache, digest, digests, number_of
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,9 @@ def encode_fitted(
     clip_vision: Any, images: Tensor, feature: str, how: str, tiles: int, pixels: int = 0, mask: Tensor | None = None
 ) -> Tensor:
     """Features [n, ...] of pictures made square by one of FITS; those of a picture's tiles are averaged. pixels: as for encode."""
+    check_choice(how, "way to fit a picture", FITS)
+    check_whole(tiles, "tiles", 1, 64)
+    check_whole(pixels, "size", 0, 4096)
     images = rgb(images)
     size, mean = seen_as(clip_vision, pixels)
     height, width = images.shape[1:3]

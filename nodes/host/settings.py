@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ...ipadapter_core.attention import SCALINGS
 from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.layers import Weight, custom_weights, layer_weights
+from ...ipadapter_core.values import MOST, brief, check_choice, check_number
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,13 @@ class Settings:
     layer_weights: str | None = None
     per_latent: bool = False
     middle: bool = False
+
+    def __post_init__(self) -> None:
+        check_number(self.start_at, "start_at")
+        check_number(self.end_at, "end_at")
+        check_choice(self.embeds_scaling, "embeds_scaling", SCALINGS)
+        if not isinstance(self.layer_weights, str | None):
+            raise IPAdapterError(f"layer_weights must be text such as 3:1.0, 6:0.5, and this is {brief(self.layer_weights)}.")
 
     @property
     def effective_type(self) -> str:
@@ -74,10 +83,12 @@ def weights_of(weight: Any) -> list[float]:
     given = weight.tolist() if hasattr(weight, "tolist") else weight
     try:
         listed = [float(one) for one in (given if isinstance(given, list | tuple) else [given])]
-    except (TypeError, ValueError):
-        raise IPAdapterError(f"The weight must be a number, or a list with a number for each frame; this is {str(given)[:40]}.") from None
+    except (TypeError, ValueError, OverflowError):
+        raise IPAdapterError(f"The weight must be a number, or a list with a number for each frame; this is {brief(given)}.") from None
     if not listed:
         raise IPAdapterError("The list of weights is empty: give one weight at least.")
     if not all(map(math.isfinite, listed)):
         raise IPAdapterError("The weights hold a value that is not a number (NaN or infinite): look at the node that made them.")
+    if max(map(abs, listed)) > MOST:
+        raise IPAdapterError(f"The weights hold {max(listed, key=abs):g}, and none may be beyond {MOST:g}: look at their node.")
     return listed

@@ -269,7 +269,7 @@ def test_a_torchscript_program_is_refused(tmp_path):
 
 def test_a_torch_file_without_names(tmp_path):
     torch.save([torch.ones(2)], tmp_path / "a.bin")
-    assert refused(tmp_path / "a.bin") == "a.bin holds a list instead of named tensors: it is not an IP-Adapter."
+    assert refused(tmp_path / "a.bin") == "a.bin holds a list instead of named tensors: it is not an IP-Adapter. Choose another file."
 
 
 # --- well-formed files that cannot be used
@@ -288,7 +288,7 @@ def test_a_torch_file_without_names(tmp_path):
      "it is damaged or was converted wrongly. Download it again."),
     ({"image_proj__pos_emb__weight": torch.zeros(5)},
      "a.safetensors has the tensor image_proj.pos_emb.weight, which no IP-Adapter for SD1.5 (4 tokens, ViT-H) has: "
-     "this variant is not supported yet."),
+     "this variant is not supported yet. Choose another file."),
     ({"image_proj__proj__bias": torch.zeros(3072, dtype=torch.int8)},
      "a.safetensors holds image_proj.proj.bias as int8: it is quantised or damaged. Use the published file."),
     ({"ip_adapter__1__to_k_ip__weight": torch.full((32, 768), torch.nan)},
@@ -334,6 +334,6 @@ def test_a_lora_and_a_flux_adapter_are_named(tmp_path):
     with pytest.raises(IPAdapterError, match=r"^style\.safetensors is a LoRA, not an IP-Adapter\. Put it in models/loras\.$"):
         read_checkpoint(tmp_path / "style.safetensors")
     shapes.write_header(tmp_path / "flux.safetensors", shapes.FOREIGN["XLabs v1"][0])
-    sentence = r"^flux\.safetensors cannot be used: this is an XLabs Flux adapter: Flux is not supported yet\.$"
+    sentence = r"^flux\.safetensors cannot be used: this is an XLabs Flux adapter: Flux is not supported yet\. Choose another file\.$"
     with pytest.raises(IPAdapterError, match=sentence):
         read_checkpoint(tmp_path / "flux.safetensors")

@@ -90,7 +90,10 @@ CONF = {
 
 
 def unet(arch, width=32, dtype=torch.float32, seed="unet"):
-    """A ModelPatcher over a real ComfyUI UNet of SD1.5's or SDXL's layout, `width` channels wide, filled with synthetic weights."""
+    """A ModelPatcher over a real ComfyUI UNet of SD1.5's or SDXL's layout, `width` channels wide, filled with synthetic weights.
+
+    Without a seed the weights are left as memory gives them: for what is not sampled.
+    """
     import comfy.model_base
     import comfy.model_management as mm
     import comfy.model_patcher
@@ -105,7 +108,8 @@ def unet(arch, width=32, dtype=torch.float32, seed="unet"):
     cfg.set_inference_dtype(dtype, None)
     with torch.no_grad():
         model = cfg.get_model({}, "", device=None) if arch == "sdxl" else comfy.model_base.BaseModel(cfg, device=None)
-    synth.fill(model.diffusion_model, seed + arch)
+    if seed:
+        synth.fill(model.diffusion_model, seed + arch)
     with torch.no_grad():  # keep the prediction near unit size, so that sampling does not blow up small differences
         model.diffusion_model.out[2].weight.mul_(0.03)
     model.diffusion_model.to(dtype)
