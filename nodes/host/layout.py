@@ -65,7 +65,7 @@ class Masks:
             return self.weights[t]
         shape = options.get("activations_shape") or (0, 0)
         size = (shape[-2], shape[-1]) if shape[-2] * shape[-1] == count else token_size(count, *self.chunks.size)
-        if size[0] * size[1] != count or (shape[-1] and shape[-2] * shape[-1] != count):
+        if shape[-2] * shape[-1] not in (0, count):
             tell_once("Another node merges the tokens that the adapter sees: where they lie is guessed, and attn_mask is not exact.")
         made = self._made.get((t if t in self.weights else None, count, size))
         return self.make(t, count, size, lambda area: self.grid(count, size, area)) if made is None else made

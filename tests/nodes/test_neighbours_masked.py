@@ -114,15 +114,48 @@ def test_a_node(sd15, name):
     assert_same(sd15, NODES[name])
 
 
-@pytest.mark.parametrize("name", ["PAG", "HyperTile"])
-def test_a_node_with_sdxl(sdxl, name):
-    assert_same(sdxl, NODES[name], hw=(16, 32))
+def test_hypertile_with_sdxl(sdxl):
+    assert_same(sdxl, NODES["HyperTile"], hw=(16, 32))
 
 
 @pytest.mark.parametrize("name", ["HyperTile", "ToMe"])
 def test_tilers_and_mergers_at_odd_sizes(sd15, name):
     """Both regroup the tokens of self-attention only and put them back before cross-attention, which sees the level's own grid."""
     assert_same(sd15, NODES[name], hw=(17, 16))
+
+
+def merging_cross_attention(model):
+    """ToMe on cross-attention, an option of tomesd that ComfyUI's node has not: merged before it, put back behind it."""
+    from comfy_extras.nodes_tomesd import get_functions
+
+    back = []
+
+    def merge(n, context, value, extra_options):
+        merged, undo = get_functions(n, 0.5, extra_options["original_shape"])
+        back.append(undo)
+        return merged(n), context, value
+
+    model = model.clone()
+    model.set_model_attn2_patch(merge)
+    model.set_model_attn2_output_patch(lambda out, extra_options: back.pop()(out))
+    return model
+
+
+def test_merged_tokens_without_a_mask(sd15):
+    """Nothing depends on where a token lies."""
+    theirs = merging_cross_attention(sd15.unet)
+    want, without = sd15.out(sd15.reference([sd15.negative], theirs)), sd15.out(theirs)
+    assert plain.error(sd15.out(merging_cross_attention(sd15.apply())), want, without) < TOLERANCE
+
+
+def test_merged_tokens_with_a_mask(sd15, caplog):
+    """A merged token has several places: no grid is right, and the guessed one is 70 % of the effect off. It is said, once."""
+    from ipadapter_pack.nodes.host.chunks import tell_once
+
+    tell_once.cache_clear()
+    sd15.out(merging_cross_attention(sd15.apply(attn_mask=MASK)))
+    told = [record.message for record in caplog.records if "attn_mask is not exact" in record.message]
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize(("factor", "block", "hw"), [(2.0, 3, (16, 24)), (1.6, 3, (17, 26)), (1.7, 1, (21, 14)), (1.3, 6, (24, 20))])
@@ -135,9 +168,8 @@ def test_deep_shrink_that_ends_on_the_way(sd15):
     assert_same(sd15, shrink(1.6, end_percent=0.4), hw=(17, 26), steps=3)
 
 
-@pytest.mark.parametrize(("factor", "block"), [(2.0, 3), (1.6, 4)])
-def test_deep_shrink_of_sdxl(sdxl, factor, block):
-    assert_same(sdxl, shrink(factor, block), hw=(18, 26))
+def test_deep_shrink_of_sdxl(sdxl):
+    assert_same(sdxl, shrink(1.6, 4), hw=(18, 26))
 
 
 def test_deep_shrink_with_hypertile_and_tome(sd15):
@@ -213,15 +245,16 @@ def area(prompt, height, width, y, x, start=0.0, end=1.0):
 
 @both
 def test_areas_with_timestep_ranges(rig):
-    """One area in the first steps, another one of the same size in the last, a third all the time, besides the prompt itself."""
-    fourth, fifth = (lab.cond(rig.arch, tag=tag) for tag in ("fourth", "fifth"))
-    positive = rig.positive + area(rig.third, 9, 10, 3, 2, 0.0, 0.4) + area(fourth, 9, 10, 6, 12, 0.4, 1.0) + area(fifth, 16, 8, 0, 16)
+    """One area in the first step and another one of the same size in the last, besides the prompt itself."""
+    fourth = lab.cond(rig.arch, tag="fourth")
+    positive = rig.positive + area(rig.third, 9, 10, 3, 2, 0.0, 0.4) + area(fourth, 9, 10, 6, 12, 0.4, 1.0)
     assert_same(rig, positive=positive, steps=2)
 
 
 def test_deep_shrink_in_an_area(sd15):
     """The mask is cropped with the latent, then brought to the shrunken grid."""
-    assert_same(sd15, shrink(1.6), positive=sd15.positive + area(sd15.third, 17, 13, 3, 9), hw=(32, 24))
+    mask = plain_masked.spotted(1, 8 * 26, 8 * 25)
+    assert_same(sd15, shrink(1.6), mask, positive=sd15.positive + area(sd15.third, 17, 13, 3, 9), hw=(26, 25))
 
 
 def test_areas_of_both_sides_with_a_mask_for_each_latent(sd15):
@@ -275,7 +308,7 @@ def test_attention_couple_that_does_not_tell(sd15, count, batch):
 def test_attention_couple_that_does_not_tell_in_calls_of_one_chunk(sd15):
     """At cfg 1 all rows are the prompt's: there is nothing to know."""
     texts, masks = regions(sd15, 2)
-    kw = dict(cfg=1.0)
+    kw = dict(cfg=1.0, hw=(10, 14))
     want, without = (sd15.out(plain_masked.coupled(sd15, texts, masks, mask), **kw) for mask in (MASK, None))
     got = sd15.out(plain_masked.couple(sd15.apply(attn_mask=MASK), texts, masks, tells=False), **kw)
     assert plain.error(got, want, without) < TOLERANCE

@@ -7,6 +7,7 @@ The height and width of a layer's tokens are those of its SpatialTransformer's i
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,7 +42,8 @@ class Masked(plain.Small):
             return lab.sample(model, self.arch, **{"steps": 1, "hw": (16, 24), **kw})
 
     def tokens(self, features: Tensor) -> Tensor:
-        proj, width = self.state["image_proj"], synth.TINY[self.arch]["ctx"]
+        proj = self.state["image_proj"]
+        width = proj["norm.weight"].shape[0]
         flat = F.linear(features, proj["proj.weight"], proj["proj.bias"])
         return F.layer_norm(flat.unflatten(-1, (4, width)), (width,), proj["norm.weight"], proj["norm.bias"])
 
@@ -72,8 +74,10 @@ def on_grid(mask: Tensor, extra_options: dict[str, Any]) -> Tensor:
     across, along = mask.shape[-2] / whole_height, mask.shape[-1] / whole_width
     out = []
     for top, left, crop_height, crop_width in crops:
-        y, x = round(top * across), round(left * along)
-        cropped = mask[:, y : y + round(crop_height * across), x : x + round(crop_width * along)]
+        edges = [top * across, (top + crop_height) * across, left * along, (left + crop_width) * along]
+        y, below, x, beyond = (round(edge) for edge in edges)
+        assert edges == pytest.approx([y, below, x, beyond]), "a crop has to lie on whole pixels of the mask"
+        cropped = mask[:, y:below, x:beyond]
         grid = F.interpolate(cropped[:, None], size=(height, width), mode="bilinear")
         count = rows // len(crops)
         out.append(grid[[min(i, mask.shape[0] - 1) for i in range(count)]].flatten(1))
@@ -210,10 +214,10 @@ def coupled(rig: Masked, texts: list[Tensor], masks: list[Tensor], mask: Tensor 
             first, *shares = F.interpolate(torch.stack(masks)[:, None], size=size, mode="bilinear").flatten(1)[..., None]
             pieces = []
             for side, *own in zip(chunks, *(t.chunk(len(chunks)) for t in (q, k, v)), strict=True):
-                out = plain.attend(*own, heads)
+                out = plain.attend(own[0], own[1], own[2], heads)
                 if side == 0:
-                    others = [(attn.to_k(text), attn.to_v(text)) for text in texts]
-                    others = [plain.attend(own[0], *(t.expand(len(out), -1, -1) for t in pair), heads) for pair in others]
+                    both = [torch.cat([text] * len(out)) for text in texts]
+                    others = [plain.attend(own[0], attn.to_k(text), attn.to_v(text), heads) for text in both]
                     out = first * out + sum(share * other for share, other in zip(shares, others, strict=True))
                 pieces.append(out)
             out = torch.cat(pieces)
