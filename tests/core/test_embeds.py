@@ -52,7 +52,7 @@ def test_norm_average_of_zeros_is_zero():
 
 
 def test_unknown_method():
-    with pytest.raises(IPAdapterError, match=r"There is no method 'multiply' to combine embeds\."):
+    with pytest.raises(IPAdapterError, match=r"There is no method to combine embeds 'multiply'\. Choose one of: concat, "):
         combine(features(2, 3), "multiply")
 
 
