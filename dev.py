@@ -1,4 +1,4 @@
-"""One command for everything: python3 dev.py demo | test | lint | bench | large | soak | fuzz | server | workflows | pictures | setup.
+"""One command for everything: python3 dev.py demo | test | lint | bench | large | soak | fuzz | train | server | workflows | pictures | setup.
 
 Needs only Python 3.10 or newer. The first run makes a virtual environment in .venv and installs into it; later runs reuse it until what
 is needed changes.
@@ -170,6 +170,20 @@ def fuzz(arguments: list[str]) -> None:
     run(python, "-m", "support.fuzz", *arguments, env=variables, cwd=TESTS)
 
 
+def train(arguments: list[str]) -> None:
+    """Train an adapter, or precompute features for it: train -- ... (options: train -- --help; see training/README.md)."""
+    python, _ = environment()
+    needed = REPO / "training" / "requirements.txt"
+    mark, key = VENV / "installed-training", hashlib.sha256(needed.read_bytes()).hexdigest()
+    if not os.environ.get("IPADAPTER_PYTHON") and (not mark.exists() or mark.read_text() != key):
+        print("installing what training needs", flush=True)
+        pip(python, "install", "-q", "--no-compile", "-r", needed)
+        mark.write_text(key)
+    path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
+    given = arguments[1:] if arguments[:1] == ["--"] else arguments
+    run(python, "-m", "training", *given, env={**os.environ, "PYTHONPATH": path})
+
+
 def server(arguments: list[str]) -> None:
     """Start ComfyUI with the pack and the random models of earlier runs in it, and keep it running."""
     python, comfyui = environment()
@@ -191,8 +205,8 @@ def pictures(arguments: list[str]) -> None:
 
 
 COMMANDS = {
-    "demo": demo, "test": test, "lint": lint, "bench": bench, "large": large, "soak": soak, "fuzz": fuzz, "server": server,
-    "workflows": workflows, "pictures": pictures, "setup": setup,
+    "demo": demo, "test": test, "lint": lint, "bench": bench, "large": large, "soak": soak, "fuzz": fuzz, "train": train,
+    "server": server, "workflows": workflows, "pictures": pictures, "setup": setup,
 }
 
 

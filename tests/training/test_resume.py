@@ -1,0 +1,100 @@
+"""Stopped and resumed, shared between processes: the weights of a run that one process did from start to end."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+REPO = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "1"}
+
+
+def flags(arguments: dict) -> list[str]:
+    """Settings as the command line has them."""
+    found = []
+    for key, value in arguments.items():
+        flag = "--" + key.replace("_", "-")
+        found += [flag] if value is True else [flag, str(value)]
+    return found
+
+
+def start(arguments: dict, log: Path) -> subprocess.Popen:
+    with log.open("ab") as file:
+        return subprocess.Popen([sys.executable, "-m", "training", *flags(arguments)], env=ENVIRONMENT, stdout=file, stderr=file)
+
+
+def wait_for_state(out: Path, after: int, process: subprocess.Popen, log: Path) -> int:
+    """The step of the first state later than `after`."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        steps = [int(match[1]) for path in out.glob("*.state") if (match := re.fullmatch(r"ip-adapter_custom_(\d+)\.state", path.name))]
+        if steps and max(steps) > after:
+            return max(steps)
+        time.sleep(0.01)
+    raise AssertionError(log.read_text())
+
+
+def test_stopped_killed_and_resumed_gives_the_same_bits(models, tmp_path):
+    """Ctrl+C after one step, kill -9 after another, then to the end: weights, running mean and optimizer as without a break."""
+    from training.loop import train
+
+    given = dict(steps=8, save_every=1, ema=0.9, crop="random", min_snr=5.0, noise_offset=0.05, accumulation=1, learning_rate=1e-3)
+    whole = train(models.settings(tmp_path / "whole", **{**given, "save_every": 8}))
+    out, log = tmp_path / "broken", tmp_path / "log"
+    arguments = models.arguments(out, **given, resume=True, workers=1)
+
+    process = start(arguments, log)
+    stopped = wait_for_state(out, 0, process, log)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, log.read_text()
+    assert "stopped, go on with --resume at step" in log.read_text() and "Traceback" not in log.read_text()
+
+    process = start(arguments, log)
+    killed = wait_for_state(out, stopped + 1, process, log)
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL
+    assert killed < 8
+
+    resumed = train(models.settings(out, **given, resume=True))
+    assert resumed.step == whole.step == 8
+    assert resumed.position == whole.position
+    for name in ("ip-adapter_custom_8.safetensors", "ip-adapter_custom_8.state"):
+        want, got = load_file(tmp_path / "whole" / name), load_file(out / name)
+        assert want.keys() == got.keys()
+        assert not [key for key in want if not torch.equal(want[key], got[key])]
+    assert [path.name for path in out.glob("*.state")] == ["ip-adapter_custom_8.state"]
+
+
+def test_two_processes_are_one_with_the_same_global_batch(models, tmp_path):
+    """gloo on the CPU, started by `accelerate launch` as the README has it; measured: 2e-7."""
+    from training.loop import train
+
+    given = dict(steps=2, learning_rate=1e-4, save_every=2)
+    one = train(models.settings(tmp_path / "one", batch_size=4, **given))
+    arguments = models.arguments(tmp_path / "two", batch_size=2, **given)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "training"]
+    done = subprocess.run([*launch, *flags(arguments)], env=ENVIRONMENT, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+    want, got = load_file(one.file), load_file(tmp_path / "two" / one.file.name)
+    assert max(float((want[key] - got[key]).abs().max()) for key in want) < 1e-5
+    started = models.settings(tmp_path / "three", batch_size=4, **{**given, "steps": 1})
+    assert max(float((want[key] - value).abs().max()) for key, value in load_file(train(started).file).items()) > 5e-5
+
+
+def test_other_settings_are_refused(models, tmp_path):
+    from ipadapter_core.errors import IPAdapterError
+    from training.loop import Run
+
+    Run(models.settings(tmp_path)).save()
+    with pytest.raises(IPAdapterError, match="is the state of an earlier run: add --resume"):
+        Run(models.settings(tmp_path))
+    with pytest.raises(IPAdapterError, match=r"other settings \(learning_rate was 0.0001 and is 0.1\)"):
+        Run(models.settings(tmp_path, resume=True, learning_rate=0.1))
