@@ -51,10 +51,9 @@ def base(folder: Path, arch: str, prediction: str = "epsilon", tiny_vae: bool = 
         vae: Any = AutoencoderTiny(encoder_block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
                                    num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1))  # fmt: skip
     else:
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=4, norm_num_groups=4, layers_per_block=1, scaling_factor=0.18215,
-        )  # fmt: skip
+        blocks: dict[str, Any] = dict(block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4)
+        blocks |= dict(up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4, layers_per_block=1)
+        vae = AutoencoderKL(latent_channels=4, scaling_factor=0.18215, **blocks)
     vae.save_pretrained(folder / "vae")
     DDPMScheduler(**SCHEDULE, prediction_type=prediction).save_pretrained(folder / "scheduler")  # type: ignore[arg-type]
     for suffix, (width, projection) in zip(("", "_2"), TEXT[arch], strict=False):

@@ -141,7 +141,7 @@ def test_a_shard_that_is_cut_short_gives_what_it_holds(tmp_path, need, caplog):
     make_shards(tmp_path, tiny_base.rows(2), tiny_base.pictures(2))
     shard = tmp_path / "set-00.tar"
     with tarfile.open(shard) as tar:
-        second = [member.offset for member in tar if "0001" in member.name][0]
+        second = next(member.offset for member in tar if "0001" in member.name)
     shard.write_bytes(shard.read_bytes()[: second + 700])
     source = open_source(str(shard), need())
     assert source.sample(0, 0, 0)["text"] == "a red circle"

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from ipadapter_core.errors import IPAdapterError
@@ -70,8 +71,11 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_file(tmp_path, s
 
     with pytest.raises(IPAdapterError) as caught:
         train(settings(learning_rate=1e38, steps=6, save_every=1, max_grad_norm=0))
-    found = re.fullmatch(r"The (?:loss is not a number|gradients are not numbers) at step (\d); (ip-adapter_custom_(\d)\.safetensors) "
-                         r"is the last good file: go on from it with a lower --learning-rate or another precision\.", str(caught.value))  # fmt: skip
+    found = re.fullmatch(
+        r"The (?:loss is not a number|gradients are not numbers) at step (\d); (ip-adapter_custom_(\d)\.safetensors) is the last good "
+        r"file: go on from it with a lower --learning-rate or another precision\.",
+        str(caught.value),
+    )
     assert found and int(found[1]) == int(found[3]) + 1
     assert all(torch.isfinite(value).all() for value in load_file(tmp_path / "out" / found[2]).values())
 
@@ -117,9 +121,8 @@ def test_models_that_are_none(models, tmp_path, settings):
 
 def test_a_base_that_is_neither_sd15_nor_sdxl(models, tmp_path, settings):
     config = json.loads((models.sd15 / "unet" / "config.json").read_text())
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    UNet2DConditionModel(**{**{k: v for k, v in config.items() if k[0] != "_"}, "cross_attention_dim": 1024}).save_pretrained(tmp_path / "unet")
+    config = {key: value for key, value in config.items() if not key.startswith("_")}
+    UNet2DConditionModel(**{**config, "cross_attention_dim": 1024}).save_pretrained(tmp_path / "unet")
     assert "has 16 cross-attentions of context width 1024: adapters can be trained for SD1.5 (16 of 768) and SDXL" in refusal(
         settings(base=tmp_path)
     )

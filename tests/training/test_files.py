@@ -72,6 +72,7 @@ def test_the_pack_loads_and_applies_it(written, pack, family):
 
 def test_the_loader_node_takes_it_by_name(written, pack, comfy):
     target = comfy / "models" / "ipadapter" / written["standard"].name
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(written["standard"].read_bytes())
     (adapter,) = lab.call(pack["IPAdapterModelLoader"], ipadapter_file=target.name)
     encoder = lab.clip_vision(hidden=64, proj=1024, heads=4)
@@ -158,7 +159,7 @@ def test_a_full_disk_leaves_the_last_good_file(models, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
-        with pytest.raises(IPAdapterError, match=r"custom_2.safetensors could not be written \(.+\): free .* custom_1.safetensors is the last"):
+        with pytest.raises(IPAdapterError, match=r"custom_2.safetensors could not be written \(.+\): free .*_1.safetensors is the last"):
             run.save()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
