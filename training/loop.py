@@ -122,6 +122,8 @@ class Run:
             width = self._width(FEATURES[family])
             checkpoint = new_checkpoint(family, self.base.layout, attentions, width, settings.plus_width, settings.seed)
             info = identify(shapes_of(checkpoint), "faceid-plusv2" if family == "faceid-plus-v2" else file)
+            if info.family != family:
+                raise IPAdapterError(f"A {family} adapter on an encoder {width} wide has the shapes of {info.label}: use another encoder.")
         return Adapter(checkpoint, info), check_name(checkpoint, info, file)
 
     def _width(self, feature: str) -> int:
@@ -336,7 +338,8 @@ def _loop(run: Run, asked: threading.Event, end: float) -> Summary:
     if settings.tracker:
         accelerator.init_trackers(settings.name, config=asdict(settings))
     log.info("%s on %s, %d samples, step %d of %d", run.info.label, settings.base, len(run.source), run.step, settings.steps)
-    batches, stopped, saved, file = run.batches(), False, run.step, None
+    batches, stopped, saved = run.batches(), False, run.step
+    file = output.newest_adapter(settings.out, settings.name)
     each_step = settings.batch_size * settings.accumulation * accelerator.num_processes
     with tqdm(total=settings.steps, initial=run.step, unit="step", disable=not accelerator.is_main_process) as bar:
         started, first = time.monotonic(), run.step

@@ -128,6 +128,12 @@ def test_a_base_that_is_neither_sd15_nor_sdxl(models, tmp_path, settings):
     )
 
 
+def test_an_encoder_whose_width_is_that_of_face_embeddings(tmp_path, settings):
+    encoder = tiny_base.image_encoder(tmp_path / "encoder", 512, 64)
+    told = refusal(settings(family="plus", image_encoder=encoder))
+    assert told.startswith("A plus adapter on an encoder 512 wide has the shapes of IP-Adapter FaceID portrait unnorm")
+
+
 def test_features_for_another_family(models, tmp_path, settings):
     from training.config import Precompute
     from training.precompute import precompute
