@@ -22,7 +22,8 @@ class Models:
     def __init__(self, root: Path):
         self.root = root
         self.sd15 = tiny_base.base(root / "sd15", "sd15")
-        self.encoder = tiny_base.image_encoder(root / "encoder")
+        self.encoder = tiny_base.image_encoder(root / "encoder", 64, 64)
+        self.vit_h = tiny_base.image_encoder(root / "vit_h")
         self.data = tiny_base.folder(root / "data")
         self.faces = tiny_base.folder(root / "faces", face=512)
 

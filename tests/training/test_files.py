@@ -28,7 +28,7 @@ def written(models, tmp_path_factory):
     files = {}
     for family in PUBLISHED:
         out = tmp_path_factory.mktemp(family)
-        files[family] = train(models.settings(out, family=family, steps=1, save_dtype="float16")).file
+        files[family] = train(models.settings(out, family=family, steps=1, save_dtype="float16", image_encoder=models.vit_h)).file
     return files
 
 
@@ -91,7 +91,7 @@ def test_sdxls_layout(models, tmp_path, pack):
     base = models.root / "sdxl"
     if not base.exists():
         tiny_base.base(base, "sdxl")
-    path = Run(models.settings(tmp_path, base=base, family="plus", save_dtype="float16")).save()
+    path = Run(models.settings(tmp_path, base=base, family="plus", save_dtype="float16", image_encoder=models.vit_h)).save()
     want = shapes.SUPPORTED["ip-adapter-plus_sdxl_vit-h.safetensors"][0]
     narrow = {key: (shape[0] // 10, *shape[1:]) if key.startswith("ip_adapter.") else shape for key, shape in want.items()}
     assert shapes_in(path) == narrow
@@ -112,13 +112,14 @@ def test_continued_from_a_file(models, tmp_path, written):
     """From a published-layout file in another dtype, with its weights as they are, and on to a new file."""
     from training.loop import Run, train
 
-    run = Run(models.settings(tmp_path, continue_from=written["plus"]))
+    run = Run(models.settings(tmp_path, continue_from=written["plus"], image_encoder=models.vit_h))
     assert run.info.family == "plus"
     for key, value in load_file(written["plus"]).items():
         assert torch.equal(run.named[key], value.float()), key
     state = tmp_path / "other.bin"
     synth.save_adapter(synth.adapter("base", "sd15"), state)
-    assert train(models.settings(tmp_path, continue_from=state, steps=1)).file == tmp_path / "ip-adapter_custom_1.safetensors"
+    done = train(models.settings(tmp_path, continue_from=state, steps=1, image_encoder=models.vit_h))
+    assert done.file == tmp_path / "ip-adapter_custom_1.safetensors"
 
 
 def test_the_lora_of_a_faceid_file_is_part_of_the_base_and_kept(models, tmp_path):

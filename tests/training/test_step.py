@@ -115,7 +115,7 @@ def test_gradients_of_the_first_step_are_those_of_diffusers_own_adapter(models, 
     if not folder.exists():
         tiny_base.base(folder, "sdxl" if base == "sdxl" else "sd15", "v_prediction" if base == "velocity" else "epsilon")
     given = dict(drop_image=0.2, drop_text=0.2, drop_both=0.0, noise_offset=0.1, seed=1)  # one sample loses the picture, one the text
-    run, samples, _, places = first_step(family=family, base=folder, **given)
+    run, samples, _, places = first_step(family=family, base=folder, plus_width=128, **given)
     draws = draw(1, places, (4, 8, 8), 1000)
     assert (draws.share < 0.2).tolist() == [False, True] and draws.share[0] < 0.4
     unet = pipeline(folder, base == "sdxl", run.save())
