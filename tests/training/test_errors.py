@@ -70,7 +70,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_file(tmp_path, s
     from training.loop import train
 
     with pytest.raises(IPAdapterError) as caught:
-        train(settings(learning_rate=1e38, steps=6, save_every=1, max_grad_norm=0))
+        train(settings(learning_rate=1e37, steps=6, save_every=1, max_grad_norm=0))
     found = re.fullmatch(
         r"The (?:loss is not a number|gradients are not numbers) at step (\d); (ip-adapter_custom_(\d)\.safetensors) is the last good "
         r"file: go on from it with a lower --learning-rate or another precision\.",

@@ -73,20 +73,24 @@ def test_stopped_killed_and_resumed_gives_the_same_bits(models, tmp_path):
 
 
 def test_two_processes_are_one_with_the_same_global_batch(models, tmp_path):
-    """gloo on the CPU, started by `accelerate launch` as the README has it; measured: 2e-7."""
-    from training.loop import train
+    """gloo on the CPU, started by torchrun: `accelerate launch` starts one process alone there.
 
-    given = dict(steps=2, learning_rate=1e-4, save_every=2)
+    The gradients agree to 7e-6 of their norm; AdamW's first steps go by sign, so weights whose gradient is near its epsilon differ most.
+    """
+    from training.loop import Run, train
+
+    given = dict(steps=2, learning_rate=5e-5, save_every=2)
+    start = {key: value.detach().clone() for key, value in Run(models.settings(tmp_path, **given)).named.items()}
     one = train(models.settings(tmp_path / "one", batch_size=4, **given))
     arguments = models.arguments(tmp_path / "two", batch_size=2, **given)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "training"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "training"]
     done = subprocess.run([*launch, *flags(arguments)], env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     want, got = load_file(one.file), load_file(tmp_path / "two" / one.file.name)
     assert max(float((want[key] - got[key]).abs().max()) for key in want) < 1e-5
-    started = models.settings(tmp_path / "three", batch_size=4, **{**given, "steps": 1})
-    assert max(float((want[key] - value).abs().max()) for key, value in load_file(train(started).file).items()) > 5e-5
+    moved = sum(float((want[key] - start[key]).square().sum()) for key in want)
+    apart = sum(float((want[key] - got[key]).square().sum()) for key in want)
+    assert moved > 0 and (apart / moved) ** 0.5 < 1e-3
 
 
 def test_other_settings_are_refused(models, tmp_path):
