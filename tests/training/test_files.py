@@ -22,14 +22,16 @@ PUBLISHED = {  # family -> the published file of that family for SD1.5
 
 @pytest.fixture(scope="module")
 def written(models, tmp_path_factory):
-    """{family: the file of a run of one step, fp16 as it is by default}."""
+    """written[family]: the file of a run of one step, fp16 as it is by default."""
     from training.loop import train
 
-    files = {}
-    for family in PUBLISHED:
-        out = tmp_path_factory.mktemp(family)
-        files[family] = train(models.settings(out, family=family, steps=1, save_dtype="float16", image_encoder=models.vit_h)).file
-    return files
+    class Files(dict):
+        def __missing__(self, family: str):
+            given = dict(family=family, steps=1, save_dtype="float16", image_encoder=models.vit_h)
+            self[family] = train(models.settings(tmp_path_factory.mktemp(family), **given)).file
+            return self[family]
+
+    return Files()
 
 
 def shapes_in(path) -> dict[str, tuple[int, ...]]:
@@ -78,7 +80,7 @@ def test_the_loader_node_takes_it_by_name(written, pack, comfy):
     encoder = lab.clip_vision(hidden=64, proj=1024, heads=4)
     given = dict(model=lab.unet("sd15"), ipadapter=adapter, clip_vision=encoder, image=lab.images(1), weight=1.0)
     given |= dict(weight_type="linear", start_at=0.0, end_at=1.0, embeds_scaling="V only", combine_embeds="concat")
-    (model,) = lab.call(pack["IPAdapterAdvanced"], **given)
+    model = lab.call(pack["IPAdapterAdvanced"], **given)[0]
     assert torch.isfinite(lab.sample(model, "sd15", steps=1)).all()
 
 
