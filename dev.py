@@ -1,4 +1,4 @@
-"""One command for everything: python3 dev.py demo | test | lint | bench | large | soak | fuzz | train | server | workflows | pictures | setup.
+"""One command for everything: python3 dev.py COMMAND; without one it lists them: demo, test, lint, bench, train, server and so on.
 
 Needs only Python 3.10 or newer. The first run makes a virtual environment in .venv and installs into it; later runs reuse it until what
 is needed changes.

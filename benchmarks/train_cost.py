@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,9 +32,9 @@ def make(folder: Path) -> None:
     torch.manual_seed(1)
     wide = (128, 256, 512, 512)
     vae = dict(block_out_channels=wide, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
-    vision = dict(hidden_size=1280, projection_dim=1024, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16)
-    vision |= dict(patch_size=14)
-    text = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, vocab_size=49408)
+    vision: dict[str, Any] = dict(hidden_size=1280, projection_dim=1024, intermediate_size=5120, num_hidden_layers=32)
+    vision |= dict(patch_size=14, num_attention_heads=16)
+    text: dict[str, Any] = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, vocab_size=49408)
     UNet2DConditionModel(cross_attention_dim=768, sample_size=64).bfloat16().save_pretrained(folder / "base" / "unet")
     AutoencoderKL(**vae, layers_per_block=2, latent_channels=4).save_pretrained(folder / "base" / "vae")  # type: ignore[arg-type]
     DDPMScheduler(**tiny_base.SCHEDULE).save_pretrained(folder / "base" / "scheduler")  # type: ignore[arg-type]
