@@ -44,16 +44,16 @@ def token_size(count: int, height: int, width: int, levels: int = 4) -> tuple[in
     return next((size for size in sizes if size[0] * size[1] == count), token_grid(count, height, width))
 
 
-def mask_to_tokens(mask: Tensor, count: int, grid: tuple[int, int], area: Area | None = None) -> Tensor:
+def mask_to_tokens(mask: Tensor, count: int, grid: tuple[int, int], area: Area | None = None, mode: str = "bilinear") -> Tensor:
     """[n, H, W] -> [n, count, 1] for a layer whose tokens lie on `grid` and cover the whole mask, or the part of it at `area`.
 
-    Bilinear, not antialiased. Where the grid has fewer cells than tokens the flat mask is padded with zeros on both
+    By `mode` (bilinear, or bicubic as in diffusers), not antialiased. Where the grid has fewer cells than tokens the flat mask is padded with zeros on both
     sides, the smaller half first (as ComfyUI_IPAdapter_plus does).
     """
     if area is None:
-        cells = F.interpolate(mask.unsqueeze(1), size=grid, mode="bilinear")
+        cells = F.interpolate(mask.unsqueeze(1), size=grid, mode=mode)
     else:
-        cells = F.grid_sample(mask.unsqueeze(1), _centres(grid, area, mask), "bilinear", "border", align_corners=False)
+        cells = F.grid_sample(mask.unsqueeze(1), _centres(grid, area, mask), mode, "border", align_corners=False)
     flat = cells.flatten(1)
     missing = count - flat.shape[1]
     return F.pad(flat, (missing // 2, missing - missing // 2)).unsqueeze(-1)

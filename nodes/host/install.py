@@ -8,8 +8,8 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from .application import Application
 from .chunks import chunks_of, describe_conds, remember_conds
-from .layer_patch import PLAN, LayerPatch, Plan, applications, current_sigma, layer_patches
-from .layout import Layout, layout_of
+from .layer_patch import PLAN, Acting, LayerPatch, Plan, applications, current_sigma, layer_patches
+from .layout import layout_of
 from .unet import compute_dtype
 
 KEY = "ipadapter"  # of our wrappers and callbacks
@@ -42,7 +42,7 @@ def add_application(model: Any, application: Application) -> None:
 
 
 def settle_windows(executor, *args, **kwargs):
-    """OUTER_SAMPLE wrapper: start_at and end_at as sigmas of the sampling that is set now, which later nodes may have changed."""
+    """OUTER_SAMPLE wrapper: start_at, end_at and curves as sigmas of the sampling that is set now, which later nodes may have changed."""
     model = executor.class_obj.model_patcher
     for application in applications(model.model_options.get("transformer_options", {})):
         if application.window is not None:
@@ -51,7 +51,7 @@ def settle_windows(executor, *args, **kwargs):
 
 
 def prepare_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-    """APPLY_MODEL wrapper: settles once what every layer of this call needs. At most one host sync, for the windows."""
+    """APPLY_MODEL wrapper: settles once what every layer of this call needs. At most one host sync, for all windows and curves."""
     options = {} if transformer_options is None else transformer_options
     patches = layer_patches(options).values()
     found = applications(options)
@@ -59,15 +59,16 @@ def prepare_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     if any(application.window for application in found) or any(patch.joined for patch in patches):
         plan.sigma = current_sigma(options)
     dtype, sampling = compute_dtype(executor.class_obj), executor.class_obj.model_sampling
-    layouts: dict[Application, Layout | None] = {}
+    acting: dict[Application, Acting | None] = {}
     if found:
         chunks = chunks_of(options, x.shape[0], (x.shape[-2], x.shape[-1]))
         for application in found:
             window, sigma = application.window, plan.sigma
-            acts = window is None or sigma is None or window.is_open(sigma, sampling)
-            layouts[application] = layout_of(application, chunks, x.device, dtype) if acts else None
+            strength = 1.0 if window is None or sigma is None else window.strength(sigma, sampling)
+            layout = layout_of(application, chunks, x.device, dtype) if strength else None
+            acting[application] = None if layout is None else Acting(layout, strength)
     for patch in patches:
-        plan.layouts[patch.layer.key] = patch, tuple(layouts[application] for application in patch.applications)
+        plan.layouts[patch.layer.key] = patch, tuple(acting[application] for application in patch.applications)
     return executor(x, t, c_concat, c_crossattn, control, {**options, PLAN: plan}, **kwargs)
 
 

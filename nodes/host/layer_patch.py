@@ -5,30 +5,37 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from comfy.ldm.modules import attention
 from torch import Tensor
 
-from ...ipadapter_core.attention import image_attention
 from ...ipadapter_core.layers import Layer
 from .application import Application
 from .chunks import chunks_of
-from .layout import Layout, layout_of
+from .laid_out import LaidOut
+from .layout import layout_of
 
 PLAN = "ipadapter_plan"  # the Plan of a model call in transformer_options
+
+
+class Acting(NamedTuple):
+    """An application in a model call: its layout, and what its weight is multiplied with."""
+
+    layout: LaidOut
+    strength: float
 
 
 @dataclass
 class Plan:
     """What was settled once for a model call.
 
-    sigma: None if nobody asks. layouts: layer number -> the patch there, and a layout for each of its applications, None for one
-    that does not act in this call. Keyed by number, since a key that is new at every apply would make torch.compile start anew.
+    sigma: None if nobody asks. layouts: layer number -> the patch there, and each of its applications as it acts in this call,
+    None for one that does not. Keyed by number, since a key that is new at every apply would make torch.compile start anew.
     """
 
     sigma: float | None = None
-    layouts: dict[int, tuple[LayerPatch, tuple[Layout | None, ...]]] = field(default_factory=dict)
+    layouts: dict[int, tuple[LayerPatch, tuple[Acting | None, ...]]] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -51,23 +58,22 @@ class LayerPatch:
         else:
             out = self.previous(q, k, v, extra_options)
 
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
             return attention.optimized_attention(
-                q, k, v, heads, attn_precision=precision, transformer_options=extra_options, skip_reshape=True
+                q, k, v, heads, mask=mask, attn_precision=precision, transformer_options=extra_options, skip_reshape=True
             )
 
         plan: Plan | None = extra_options.get(PLAN)
         owner, planned = (None, ()) if plan is None else plan.layouts.get(self.layer.key, (None, ()))
         for place, application in enumerate(self.applications):
             if owner is self:
-                layout = planned[place]
-                if layout is not None and not layout.fits(q, extra_options):
-                    layout = _for_rows(application, q, extra_options)
+                acting = planned[place]
+                if acting is not None and not acting.layout.fits(q, extra_options):
+                    acting = _for_rows(application, q, extra_options, acting.strength)
             else:
-                layout = _unplanned(application, q, extra_options)
-            if layout is not None:
-                image = image_attention(q, *layout.kv[self.layer.key], attend)
-                out = layout.add(out, image, self.layer, extra_options)
+                acting = _unplanned(application, q, extra_options)
+            if acting is not None:
+                out = acting.layout.add(out, q, attend, self.layer, extra_options, acting.strength)
         if self.joined:
             sigma = plan.sigma if plan is not None and plan.sigma is not None else current_sigma(extra_options)
             for callback, kwargs in self.joined:
@@ -96,17 +102,17 @@ class LayerPatch:
         return LayerPatch(self.layer, copy.deepcopy(self.previous, memo), self.applications, list(self.joined))
 
 
-def _unplanned(application: Application, q: Tensor, options: dict[str, Any]) -> Layout | None:
+def _unplanned(application: Application, q: Tensor, options: dict[str, Any]) -> Acting | None:
     """For calls that did not come through prepare_call, and patches that another pack hides from it."""
-    if application.window is not None and not application.window.is_open(current_sigma(options)):
-        return None
-    return _for_rows(application, q, options)
+    strength = 1.0 if application.window is None else application.window.strength(current_sigma(options))
+    return _for_rows(application, q, options, strength) if strength else None
 
 
-def _for_rows(application: Application, q: Tensor, options: dict[str, Any]) -> Layout | None:
+def _for_rows(application: Application, q: Tensor, options: dict[str, Any], strength: float) -> Acting | None:
     """For the rows that are really there, where the options say what they are. Raises IPAdapterError where they do not."""
     height, width = options["original_shape"][-2:]
-    return layout_of(application, chunks_of(options, q.shape[0], (height, width)), q.device, q.dtype)
+    layout = layout_of(application, chunks_of(options, q.shape[0], (height, width)), q.device, q.dtype)
+    return None if layout is None else Acting(layout, strength)
 
 
 def current_sigma(options: Mapping[str, Any]) -> float:

@@ -50,7 +50,7 @@ def panels(model: Any, steps: int, scheduler: str) -> list[Panel]:
     def over_steps(application: Application, weights: Signed) -> list[float]:
         strongest = _strongest([one for weight in weights.values() for one in weight])
         window = application.window
-        return [strongest if window is None or window.is_open(sigma, sampling) else 0.0 for sigma in sigmas]
+        return [strongest if window is None else strongest * window.strength(sigma, sampling) for sigma in sigmas]
 
     title = f"Weight over the layers of {base}, as they are computed{', mean of all frames' if frames > 1 else ''}"
     bars = series([fmean(weights.get(t, (0.0,))) for t, _ in places] for weights in signed)

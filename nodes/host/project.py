@@ -132,6 +132,8 @@ def apply_features(
         scaling=settings.embeds_scaling,
         window=_window(model, settings),
         mask=settings.mask,
+        cubic=settings.cubic,
+        joined=settings.joined,
         name=adapter.name,
         away=swapped,
     )
@@ -166,6 +168,6 @@ def _through_text_projection(tokens: Tensor, layer: Any, weight: float) -> Tenso
 
 
 def _window(model: Any, settings: Settings) -> Window | None:
-    if settings.start_at <= 0 and settings.end_at >= 1:
+    if settings.start_at <= 0 and settings.end_at >= 1 and settings.curve is None:
         return None
-    return Window(settings.start_at, settings.end_at, model.get_model_object("model_sampling"))
+    return Window(settings.start_at, settings.end_at, model.get_model_object("model_sampling"), settings.curve)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ...ipadapter_core.attention import SCALINGS
+from ...ipadapter_core.curves import Curve
 from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.layers import Weight, custom_weights, layer_weights
 from ...ipadapter_core.values import MOST, brief, check_choice, check_number
+from .application import Joined
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How an adapter is applied. `per_latent`: entry i of the features, weights and masks goes with latent i."""
+    """How an adapter is applied. `per_latent`: entry i of the features, weights and masks goes with latent i.
+
+    by_layer: t -> weight in place of weight and weight_type. curve: what multiplies the weight over the steps. cubic, joined: as in
+    Application.
+    """
 
     weight: float | list[float] = 1.0
     weight_type: str = "linear"
@@ -30,6 +37,10 @@ class Settings:
     layer_weights: str | None = None
     per_latent: bool = False
     middle: bool = False
+    by_layer: Mapping[int, float] | None = None
+    curve: Curve | None = None
+    cubic: bool = False
+    joined: Joined | None = None
 
     def __post_init__(self) -> None:
         check_number(self.start_at, "start_at")
@@ -63,6 +74,8 @@ class Settings:
 
     def weights(self, base: str) -> dict[int, Weight]:
         """t -> weight, one for all latents or one for each; lists of different lengths go on with their last weight."""
+        if self.by_layer is not None:
+            return dict(self.by_layer)
         boost = self.style_boost if self.style_boost is not None else self.composition_boost
         boosts: list[Any] = [None] if boost is None else weights_of(boost)
         lists = [weights_of(self.weight), weights_of(self.weight_composition), boosts]
