@@ -147,5 +147,7 @@ def _checked(pairs: Any) -> Points:
         points.append((float(x), float(y)))
     for (x0, _), (x1, _) in pairwise(points):
         if x1 <= x0:
-            raise IPAdapterError(f"weight_over_steps must increase in x, and {x1:g} follows {x0:g}: put its points in order, each at another x.")
+            raise IPAdapterError(
+                f"weight_over_steps must increase in x, and {x1:g} follows {x0:g}: put its points in order, each at another x."
+            )
     return tuple(points)

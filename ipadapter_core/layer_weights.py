@@ -20,6 +20,7 @@ PRESETS = (*GROUPS, *(kind for kind in WEIGHT_TYPES if "precise" not in kind))
 Shares = dict[int, float]  # t -> share of the weight; a `t` that is missing is off
 
 _HOW = "Write a preset or name:number pairs with commas, such as style, or up 1: 0.5, down 2: 0."
+_WRITE = 'Write it as {"up": {"block_0": [0, 1, 0]}}.'
 _UPDOWN = {"input": "down", "output": "up"}
 _PLACE = re.compile(r"(down|up|middle|mid)?\s*(?:1/(\d+)|(\d+)(?:\.(\d+))?)?")
 
@@ -37,9 +38,7 @@ def shares_of(base: str, given: Any) -> Shares:
         try:
             return scales_of(base, ast.literal_eval(given.strip()))
         except (SyntaxError, TypeError, MemoryError, RecursionError):
-            raise IPAdapterError(
-                f'The layers hold a scale dictionary that cannot be read: {brief(given.strip())}. Write it as {{"up": {{"block_0": [0, 1, 0]}}}}.'
-            ) from None
+            raise IPAdapterError(f"The layers hold a scale dictionary that cannot be read: {brief(given.strip())}. {_WRITE}") from None
         except ValueError as error:
             if isinstance(error, IPAdapterError):
                 raise
@@ -66,7 +65,7 @@ def scales_of(base: str, scales: Any) -> Shares:
     As set_ip_adapter_scale of diffusers reads it. Raises IPAdapterError for blocks that the base has not and lists of another length.
     """
     if not isinstance(scales, Mapping):
-        raise IPAdapterError(f'The scales of the layers are no dictionary but {brief(scales)}: write {{"up": {{"block_0": [0, 1, 0]}}}}.')
+        raise IPAdapterError(f"The scales of the layers are no dictionary but {brief(scales)}. {_WRITE}")
     blocks: dict[str, dict[str, list[int]]] = {"down": {}, "mid": {}, "up": {}}
     for layer in layers(base):
         side, block, _ = place_of(layer)
@@ -84,13 +83,16 @@ def scales_of(base: str, scales: Any) -> Shares:
             raise IPAdapterError(f"The scale of mid must be a number, and this is {brief(dict(given))}.")
         for block, values in given.items():
             if block not in found:
-                names = ", ".join(found)
-                raise IPAdapterError(f"{base} has no {side} '{brief(block)}' with an attention to the picture. Its {side} blocks are: {names}.")
+                raise IPAdapterError(
+                    f"{base} has no {side} '{brief(block)}' with an attention to the picture. Its {side} blocks are: {', '.join(found)}."
+                )
             ts = found[block]
             listed = list(values) if isinstance(values, list | tuple) else [values]
             listed = listed * len(ts) if len(listed) == 1 else listed
             if len(listed) != len(ts):
-                raise IPAdapterError(f"{side} {block} of {base} has {len(ts)} layers, and the scale dictionary has {len(listed)} numbers for it.")
+                raise IPAdapterError(
+                    f"{side} {block} of {base} has {len(ts)} layers, and the scale dictionary has {len(listed)} numbers for it."
+                )
             for t, value in zip(ts, listed, strict=True):
                 check_number(value, f"The scale of {side} {block}")
                 shares[t] = float(value)
@@ -128,7 +130,9 @@ def _named(base: str, name: str) -> Shares:
         return _preset(base, key)
     match = _PLACE.fullmatch(key)
     if match is None or not key:
-        raise IPAdapterError(f"There are no layers named '{brief(name.strip())}': {base} has {blocks_of(base)}, and the groups {', '.join(GROUPS)}.")
+        raise IPAdapterError(
+            f"There are no layers named '{brief(name.strip())}': {base} has {blocks_of(base)}, and the groups {', '.join(GROUPS)}."
+        )
     side, scale, block, index = match.groups()
     side = "middle" if side == "mid" else side
     found = {}

@@ -47,8 +47,8 @@ def token_size(count: int, height: int, width: int, levels: int = 4) -> tuple[in
 def mask_to_tokens(mask: Tensor, count: int, grid: tuple[int, int], area: Area | None = None, mode: str = "bilinear") -> Tensor:
     """[n, H, W] -> [n, count, 1] for a layer whose tokens lie on `grid` and cover the whole mask, or the part of it at `area`.
 
-    By `mode` (bilinear, or bicubic as in diffusers), not antialiased. Where the grid has fewer cells than tokens the flat mask is padded with zeros on both
-    sides, the smaller half first (as ComfyUI_IPAdapter_plus does).
+    By `mode` (bilinear, or bicubic as in diffusers), not antialiased. Where the grid has fewer cells than tokens the flat mask is padded
+    with zeros on both sides, the smaller half first (as ComfyUI_IPAdapter_plus does).
     """
     if area is None:
         cells = F.interpolate(mask.unsqueeze(1), size=grid, mode=mode)

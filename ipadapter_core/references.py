@@ -13,7 +13,7 @@ from .errors import IPAdapterError
 from .face_embeds import FaceEmbeds
 from .fit import FITS, fit, per_picture
 from .preprocess import SIZE
-from .values import check_choice, check_number
+from .values import check_choice, check_number, check_whole
 
 EVERYTHING, NEGATIVE = "everything", "negative"
 ROLES = (EVERYTHING, "style", "layout", NEGATIVE)
@@ -40,6 +40,8 @@ class Reference:
     def __post_init__(self) -> None:
         check_number(self.weight, "The weight of a reference")
         check_choice(self.role, "role", ROLES if self.faces is None else FACE_ROLES)
+        check_choice(self.fit, "way to fit a picture", FITS)
+        check_whole(self.tiles, "tiles", 1, 64)
         if self.region is not None and not self.region.any():
             raise IPAdapterError("The region of a reference is black everywhere, so it would act nowhere: paint white where it should act.")
         if self.image is not None and self.mask is not None:
@@ -81,7 +83,9 @@ def _check_seen(image: Tensor, how: str, tiles: int, mask: Tensor) -> None:
     for number, (picture, white) in enumerate(zip(image, per_picture(mask, len(image)), strict=True), 1):
         which = f" {number}" if len(image) > 1 else ""
         if not white.any():
-            raise IPAdapterError(f"The mask of picture{which} is black everywhere, so nothing of it would be seen: paint white what should count.")
+            raise IPAdapterError(
+                f"The mask of picture{which} is black everywhere, so nothing of it would be seen: paint white what should count."
+            )
         if not torch.any(fit(picture[None, ..., :1].expand(-1, -1, -1, 3), how, tiles, SIZE, white[None]).masks):  # type: ignore[arg-type]
             raise IPAdapterError(
                 f"The white part of the mask of picture{which} lies outside the square that the encoder is shown: set fit to pad or tiles."
@@ -93,10 +97,12 @@ def blended(features: Sequence[tuple[Tensor, ...]], weights: Sequence[float]) ->
 
     Raises IPAdapterError where the weights cancel out.
     """
-    total = sum(weights)
-    if abs(total) < 1e-6:
-        raise IPAdapterError("The weights of the references that are blended cancel out: give them a sum that is not 0, or choose another join.")
     if len(set(weights)) == 1:
         return tuple(torch.cat(part).mean(0, keepdim=True) for part in zip(*features, strict=True)), weights[0]
+    total = sum(weights)
+    if abs(total) < 1e-6:
+        raise IPAdapterError(
+            "The weights of the references that are blended cancel out: give them a sum that is not 0, or choose another join."
+        )
     parts = (sum(w * part for w, part in zip(weights, each, strict=True)) / total for each in zip(*features, strict=True))
     return tuple(parts), total / len(weights)

@@ -110,7 +110,7 @@ class ImagePrompt:
         )
         layers = (
             "How the weight is spread over the UNet: a preset such as everything, style or layout, then changes such as up 1: 0.5, "
-            'middle: 0 or 1/4: 1.2. diffusers\' scale dictionaries are read too: {"up": {"block_0": [0, 1, 0]}}.'
+            "middle: 0 or 1/4: 1.2. The scale dictionaries of diffusers are read as they are."
         )
         curve = "A curve in place of weight_over_steps: from a Curve Editor, or a list of weights spread evenly over the sampling."
         return {
@@ -118,7 +118,7 @@ class ImagePrompt:
                 "model": i.MODEL,
                 "ipadapter": i.IPADAPTER,
                 "reference": ("REFERENCE", {"tooltip": "The references, from an Image Prompt Reference or a chain of them."}),
-                "weight": i.weight(5, "all of the references together"),
+                "weight": i.weight(5, "the whole of the references"),
                 "join": (list(JOINS), {"tooltip": join}),
                 "method": (list(METHODS), {"tooltip": method}),
             },

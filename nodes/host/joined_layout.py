@@ -26,7 +26,7 @@ from .application import Application, Shown
 from .chunks import Chunks
 from .laid_out import LaidOut, Masks, Size, size_of, tell_unplaced
 
-Sides = dict[bool, tuple[Shown | None, ...]]  # negative or not -> what each picture of an attention shows there, None where it is off
+Showing = tuple[Shown | None, ...]  # each picture of an attention on one side, None where it is off
 
 
 class Part(NamedTuple):
@@ -65,7 +65,7 @@ class Regions:
     rows: those of K and V, which the rows of a call are dealt to in turn.
     """
 
-    sides: Sides
+    sides: Mapping[bool, Showing]  # negative or not -> what shows there
     tokens: int
     rows: int
     grid: Callable[[Tensor, int, Size], Tensor]  # of a region: [1 or b, count, 1]
@@ -90,37 +90,41 @@ class Regions:
         self._made[count, size] = bias, cover
         return bias, cover
 
-    def _of_rows(self, of: Callable[[tuple[Shown | None, ...], int, Size], Tensor], count: int, size: Size) -> Tensor | None:
-        """Of each row's side, [1 or b, ...]; None where it is 1 all over because nothing has a region or is off."""
-        alike = len(set(self.sides.values())) == 1
-        values = [of(shown, count, size) for shown in ([next(iter(self.sides.values()))] if alike else [self.sides[True], self.sides[False]])]
-        if all(value.numel() == 1 for value in values):
+    def _of_rows(self, of: Callable[[Showing, int, Size], Tensor | None], count: int, size: Size) -> Tensor | None:
+        """Of each row's side, [1 or b, ...]; None where it is 1 all over."""
+        if len(set(self.sides.values())) == 1:
+            return of(next(iter(self.sides.values())), count, size)
+        values = [of(self.sides[negative], count, size) for negative in (True, False)]
+        if all(value is None for value in values):
             return None
-        if alike:
-            return values[0]
         negative = torch.tensor(self.chunks.negative, device=self.device)
         each = self.chunks.rows // len(self.chunks.negative)
-        return torch.where(negative.repeat_interleave(each).view(-1, 1, 1), *values)
+        ones = (self._ones() if value is None else value for value in values)
+        return torch.where(negative.repeat_interleave(each).view(-1, 1, 1), *ones)
 
-    def _share(self, shown: tuple[Shown | None, ...], count: int, size: Size) -> Tensor:
-        """m_j, [1 or b, count or 1, pictures]; a single 1 where all pictures act alike."""
-        one = torch.ones(1, 1, 1, device=self.device)
+    def _share(self, shown: Showing, count: int, size: Size) -> Tensor | None:
+        """m_j, [1 or b, count, pictures]; None where all pictures act alike."""
         if len(shown) == 1 or (len({id(each and each.region) for each in shown}) == 1 and None not in shown):
-            return one
-        grids = [0 * one if each is None else self._region(each, count, size) for each in shown]
+            return None
+        grids = [0 * self._ones() if each is None else self._region(each, count, size) for each in shown]
         rows = max(len(grid) for grid in grids)
         return torch.cat([grid.clamp(0, 1).expand(rows, count, 1) for grid in grids], -1)
 
-    def _cover(self, shown: tuple[Shown | None, ...], count: int, size: Size) -> Tensor:
-        """c, [1 or b, count or 1, 1]."""
+    def _cover(self, shown: Showing, count: int, size: Size) -> Tensor | None:
+        """c, [1 or b, count, 1]; None where one acts everywhere."""
         regions = {id(each.region): each for each in shown if each is not None}
         if not regions or any(each.region is None for each in regions.values()):
-            return torch.ones(1, 1, 1, device=self.device)
+            return None
         grids = [self._region(each, count, size) for each in regions.values()]
-        return grids[0] if len(grids) == 1 else torch.stack(torch.broadcast_tensors(*(grid.clamp(0, 1) for grid in grids))).sum(0).clamp(max=1)
+        if len(grids) == 1:
+            return grids[0]
+        return torch.stack(torch.broadcast_tensors(*(grid.clamp(0, 1) for grid in grids))).sum(0).clamp(max=1)
 
     def _region(self, shown: Shown, count: int, size: Size) -> Tensor:
-        return torch.ones(1, 1, 1, device=self.device) if shown.region is None else self.grid(shown.region, count, size)
+        return self._ones() if shown.region is None else self.grid(shown.region, count, size)
+
+    def _ones(self) -> Tensor:
+        return torch.ones(1, 1, 1, device=self.device)
 
 
 def lay_out_joined(application: Application, chunks: Chunks, device: torch.device, dtype: torch.dtype) -> JoinedLayout:
@@ -165,7 +169,8 @@ def lay_out_joined(application: Application, chunks: Chunks, device: torch.devic
     alike = len(index) == 1 and not regions
     if application.masks:
         tell_unplaced(chunks)
-    return JoinedLayout(None if alike else chunks.rows, chunks.size if regions else None, dtype, rest + (0 if own else rows.nbytes), parts)
+    copied = rest + (0 if own else rows.nbytes)
+    return JoinedLayout(None if alike else chunks.rows, chunks.size if regions else None, dtype, copied, parts)
 
 
 def _grids(application: Application, chunks: Chunks, device: torch.device) -> Callable[[Tensor, int, Size], Tensor]:

@@ -68,7 +68,7 @@ def apply_references(model: Any, ipadapter: Any, references: References, manner:
     nothing = _nothing(adapter, inputs, pictures[0].features, manner.method)
     negative, positive = (side or [replace(one, features=nothing) for one in other] for side, other in (sides, sides[::-1]))
     count = max(len(negative), len(positive))
-    by_role = {role: shares if role in (EVERYTHING, NEGATIVE) else _times(shares, shares_of(base, role)) for role in {one.role for one in pictures}}
+    by_role = {role: _times(shares, shares_of(base, EVERYTHING if role == NEGATIVE else role)) for role in {one.role for one in pictures}}
     shown = [_shown(side, by_role, count) for side in (negative, positive)]
     if not all(sides):
         shown = [shown[0], shown[0]]
@@ -105,7 +105,8 @@ def _pictures_of(adapter: Adapter, inputs: ApplyInputs, references: References, 
 def _encoded_alike(reference: Reference) -> tuple:
     if reference.image is None:
         return ()
-    return reference.image.shape[1:], reference.fit, reference.tiles, None if reference.mask is None else reference.mask.shape[1:]
+    mask = None if reference.mask is None else reference.mask.shape[1:]
+    return reference.image.shape[1:], reference.fit, reference.tiles, mask, reference.role == NEGATIVE
 
 
 def _features(adapter: Adapter, inputs: ApplyInputs, references: Sequence[Reference]) -> Features:
@@ -160,7 +161,8 @@ def _settled(joined: Joined) -> dict[str, Any]:
     """The settings of references that one weight and one mask can tell, or else of each its own."""
     every = (*joined.negative, *joined.positive)
     first = every[0]
-    if all(one.weights == first.weights and one.region is first.region for one in every) and not (joined.apart and len(joined.positive) > 1):
+    alone = not joined.apart or len(joined.positive) == 1
+    if alone and all(one.weights == first.weights and one.region is first.region for one in every):
         return {"by_layer": first.weights, "mask": first.region}
     ts = {t for one in every for t in one.weights}
     strongest = {t: max((one.weights.get(t, 0.0) for one in every), key=abs) for t in ts}

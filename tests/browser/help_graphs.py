@@ -49,7 +49,39 @@ def plain(kind: str, **values: Any) -> Graph:
     return {**START, "apply": applied(kind, **values), "sampler": sampler()}
 
 
+def referred(column: int = 1, image: str = "@picture.IMAGE", **values: Any) -> tuple[Any, ...]:
+    return column, "ImagePromptReference", {"image": image, **values}
+
+
+def prompted(column: int, **values: Any) -> tuple[Any, ...]:
+    """An Image Prompt behind the nodes `loader` and `reference`."""
+    sources = {"model": "@loader.model", "ipadapter": "@loader.ipadapter", "reference": "@reference.reference"}
+    return column, "ImagePrompt", {**sources, **values}, (330, 0)
+
+
 GRAPHS: dict[str, Graph] = {
+    "ImagePrompt": {
+        **START,
+        "reference": referred(),
+        "apply": prompted(2, weight=0.8, weight_over_steps="0:1, 0.6:1, 0.9:0"),
+        "sampler": sampler(3),
+    },
+    "ImagePromptReference": {
+        **CHECKPOINT,
+        "loader": unified(-1),
+        "picture": picture(),
+        "second": picture(file="portrait.png"),
+        "first": referred(role="layout"),
+        "reference": referred(2, "@second.IMAGE", role="style", more="@first.reference"),
+        "apply": prompted(3),
+    },
+    "ImagePromptFaceReference": {
+        **CHECKPOINT,
+        "loader": unified(0, "FaceID", "FACEID PLUS V2"),
+        "load": (0, "IPAdapterLoadFaceEmbeds", {"face_embeds": "portrait_00001.faces.safetensors"}, (350, 0)),
+        "reference": (1, "ImagePromptFaceReference", {"face_embeds": "@load.face_embeds"}),
+        "apply": prompted(2, model="@loader.MODEL"),
+    },
     "IPAdapter": {
         "checkpoint": (0, "CheckpointLoaderSimple", {"ckpt_name": SD15}),
         "picture": picture(size=(270, 230)),
