@@ -173,13 +173,13 @@ def test_one_application_however_many(small):
         ({"image": lab.images(3)}, {}, {"image": lab.images(3)}),
         ({"image": lab.images(3)}, {"join": "blended"}, {"image": lab.images(3), "combine_embeds": "average"}),
         ({"image": lab.images(1, 90, 150)}, {"weight": -0.3}, {"image": lab.images(1, 90, 150), "weight": -0.3}),
-        ({"more": "negative"}, {}, {"image_negative": lab.images(1, tag="n")}),
+        ({"more": "negative"}, {}, {"image_negative": lab.images(1, tag="unlike")}),
     ],
     ids=["plain", "window", "mask", "style", "layout", "batch", "average", "wide", "negative"],
 )
 def test_as_ipadapter_plus_equals_the_established_node(small, reference, given, established):
     if reference.get("more"):
-        reference = {"more": refer(small, lab.images(1, tag="n"), role="negative")}
+        reference = {"more": refer(small, lab.images(1, tag="unlike"), role="negative")}
     got, want = small.out(prompt(small, refer(small, **reference), **given)), small.out(small.apply(**established))
     assert torch.equal(got, want)
 
