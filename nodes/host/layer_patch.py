@@ -25,10 +25,12 @@ class Plan:
 
     sigma: None if nobody asks. layouts: layer number -> the patch there, and a layout for each of its applications, None for one
     that does not act in this call. Keyed by number, since a key that is new at every apply would make torch.compile start anew.
+    watching: what is told of each application in each layer, with the text attention's output.
     """
 
     sigma: float | None = None
     layouts: dict[int, tuple[LayerPatch, tuple[Layout | None, ...]]] = field(default_factory=dict)
+    watching: tuple[Callable[..., None], ...] = ()
 
 
 @dataclass(eq=False)
@@ -58,6 +60,7 @@ class LayerPatch:
 
         plan: Plan | None = extra_options.get(PLAN)
         owner, planned = (None, ()) if plan is None else plan.layouts.get(self.layer.key, (None, ()))
+        text, watching = out, () if plan is None else plan.watching
         for place, application in enumerate(self.applications):
             if owner is self:
                 layout = planned[place]
@@ -67,6 +70,8 @@ class LayerPatch:
                 layout = _unplanned(application, q, extra_options)
             if layout is not None:
                 image = image_attention(q, *layout.kv[self.layer.key], attend)
+                for see in watching:
+                    see(application, layout, self.layer, q, text, extra_options)
                 out = layout.add(out, image, self.layer, extra_options)
         if self.joined:
             sigma = plan.sigma if plan is not None and plan.sigma is not None else current_sigma(extra_options)
