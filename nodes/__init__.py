@@ -1,8 +1,12 @@
 """The nodes, a file for each topic."""
 
-from . import animation, apply, attention_maps, embeds, faceid, faces, images, legacy, loaders, look, regional, tiled
+from . import (
+    animation, apply, attention_maps, embeds, faceid, faces, image_prompt_loader, images, legacy, likeness, loaders, look, regional, tiled,
+)  # fmt: skip
 
-_TOPICS = (apply, embeds, regional, tiled, faceid, faces, animation, images, look, attention_maps, loaders, legacy)
+_TOPICS = (
+    apply, embeds, regional, tiled, faceid, faces, animation, images, look, attention_maps, likeness, image_prompt_loader, loaders, legacy,
+)  # fmt: skip
 
 NODE_CLASS_MAPPINGS = {node_id: cls for topic in _TOPICS for node_id, cls in topic.NODE_CLASS_MAPPINGS.items()}
 NODE_DISPLAY_NAME_MAPPINGS = {node_id: name for topic in _TOPICS for node_id, name in topic.NODE_DISPLAY_NAME_MAPPINGS.items()}
