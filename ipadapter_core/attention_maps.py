@@ -69,9 +69,11 @@ def cells_of(area: Area | None, size: tuple[int, int]) -> tuple[slice, slice]:
     if area is None:
         return slice(None), slice(None)
     ends = ((area.y, area.height, area.full[0], size[0]), (area.x, area.width, area.full[1], size[1]))
-    starts = [min(round(start * cells / full), cells - 1) for start, _, full, cells in ends]
-    stops = [max(first + 1, round((start + length) * cells / full)) for first, (start, length, full, cells) in zip(starts, ends, strict=True)]
-    rows, columns = (slice(first, stop) for first, stop in zip(starts, stops, strict=True))
+    found = []
+    for start, length, full, cells in ends:
+        first = min(round(start * cells / full), cells - 1)
+        found.append(slice(first, max(first + 1, round((start + length) * cells / full))))
+    rows, columns = found
     return rows, columns
 
 

@@ -35,5 +35,6 @@ def as_text(table: Table) -> str:
 
 def as_plot(table: Table, title: str) -> Tensor:
     """Bars for each picture, one for each reference: [1, h, w, 3] in 0..1."""
-    series = [Series(f"reference {i}", [0.0 if math.isnan(row[i - 1]) else row[i - 1] for row in table]) for i in range(1, 1 + len(table[0]))]
+    columns = [[0.0 if math.isnan(value) else value for value in column] for column in zip(*table, strict=True)]
+    series = [Series(f"reference {number}", values) for number, values in enumerate(columns, 1)]
     return plot([Panel(title, [str(number) for number in range(1, 1 + len(table))], series, "bars")])

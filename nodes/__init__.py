@@ -1,7 +1,20 @@
 """The nodes, a file for each topic."""
 
 from . import (
-    animation, apply, attention_maps, embeds, faceid, faces, image_prompt_loader, images, legacy, likeness, loaders, look, regional, tiled,
+    animation,
+    apply,
+    attention_maps,
+    embeds,
+    faceid,
+    faces,
+    image_prompt_loader,
+    images,
+    legacy,
+    likeness,
+    loaders,
+    look,
+    regional,
+    tiled,
 )  # fmt: skip
 
 _TOPICS = (

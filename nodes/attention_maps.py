@@ -10,7 +10,6 @@ from ..ipadapter_core.attention_maps import SCALES, VIEWS, figures, resized, sca
 from ..ipadapter_core.errors import IPAdapterError
 from ..ipadapter_core.images import rgb
 from ..ipadapter_core.values import check_choice, check_whole
-from . import inputs as i
 from .host import preview
 from .host.map_choice import LAYERS, SHOWN, SIDES, chosen_maps
 from .host.watch import Record, watched
@@ -26,7 +25,7 @@ class WatchImagePrompt:
     )
     FUNCTION = "watch"
     CATEGORY = "ipadapter/look"
-    SEARCH_ALIASES = ["attention map", "heat map", "heatmap", "attribution", "DAAM"]
+    SEARCH_ALIASES = ("attention map", "heat map", "heatmap", "attribution", "DAAM")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

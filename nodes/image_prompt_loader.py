@@ -19,7 +19,7 @@ class ImagePromptLoader:
     OUTPUT_TOOLTIPS = ("The model, with the adapter's LoRA where it has one.", PIPELINE_OUT)
     FUNCTION = "load"
     CATEGORY = "ipadapter"
-    SEARCH_ALIASES = ["IPAdapter loader", "load adapter", "image prompt", "IP-Adapter"]
+    SEARCH_ALIASES = ("IPAdapter loader", "load adapter", "image prompt", "IP-Adapter")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

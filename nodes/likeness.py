@@ -23,7 +23,7 @@ class ImagePromptLikeness:
     FUNCTION = "compare"
     CATEGORY = "ipadapter/look"
     OUTPUT_NODE = True
-    SEARCH_ALIASES = ["similarity", "cosine", "CLIP score", "CLIP-I", "compare images", "face similarity"]
+    SEARCH_ALIASES = ("similarity", "cosine", "CLIP score", "CLIP-I", "compare images", "face similarity")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

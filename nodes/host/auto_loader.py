@@ -33,7 +33,8 @@ def load_fitting(model: Any, adapter: str, lora_strength: float, provider: str) 
 
 def _report(path: str, label: str, bases: tuple[str, ...], pipeline: dict) -> str:
     encoder = pipeline["clipvision"]["file"]
-    lines = [f"adapter: {os.path.basename(path)}", f"is: {label}", f"image encoder: {os.path.basename(encoder) if encoder else 'none needed'}"]
+    found = os.path.basename(encoder) if encoder else "none needed"
+    lines = [f"adapter: {os.path.basename(path)}", f"is: {label}", f"image encoder: {found}"]
     others = [name for name in _names(bases, True) if os.path.basename(name) != os.path.basename(path)]
     lines += [f"fits too: {', '.join(others)}"] if others else []
     lines += [f"does not fit {bases[0]}: {', '.join(wrong)}"] if (wrong := _names(bases, False)) else []

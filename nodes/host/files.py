@@ -120,7 +120,7 @@ def short_labels() -> dict[str, str]:
 def _short(name: str, path: str) -> str:
     state = os.stat(path)
     known = _facts.get(path)
-    if is_safetensors(Path(path)) or (known is not None and known[0] == (state.st_size, state.st_mtime_ns)):
+    if path.lower().endswith((".safetensors", ".sft")) or (known is not None and known[0] == (state.st_size, state.st_mtime_ns)):
         facts = _look(path)
         if facts.info is None or not facts.info.supported:
             return _describe(name, facts)

@@ -32,15 +32,16 @@ def chosen_maps(recording: Recording, show: str, reference: int, layers: str, si
         check_choice(value, name, choices)
     given = recording.references
     if reference > len(given):
-        raise IPAdapterError(f"There is no reference {reference}: {len(given)} acted in this sampling ({'; '.join(r.name for r in given)}).")
+        names = "; ".join(one.name for one in given)
+        raise IPAdapterError(f"There is no reference {reference}: {len(given)} acted in this sampling ({names}).")
     if show == "tokens" and any(one.tokens is None for one in given):
         raise IPAdapterError("No maps of tokens were recorded: switch on tokens on Watch Image Prompt and sample again.")
     found = [one for place, one in enumerate(given, 1) if reference in (0, place)]
     maps = [each for one in found for each in _of(one, show, layers, side, recording.samples.shape[0])]
     if not maps:
         raise IPAdapterError(
-            f"On the {side} side no reference acted in the layers '{layers}'. Choose other layers or the other side (with cfg 1 there is no "
-            "negative side; most IPAdapter nodes leave the middle out)."
+            f"On the {side} side no reference acted in the layers '{layers}'. Choose other layers or the other side (with cfg 1 there "
+            "is no negative side; most IPAdapter nodes leave the middle out)."
         )
     return maps
 

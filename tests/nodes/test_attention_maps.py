@@ -146,10 +146,8 @@ def test_the_numbers_are_those_of_diffusers_tensors(host, unet, reference, case)
     reference.set_ip_adapter_scale([weight] * len(families))
     try:
         for x, timesteps, context, chunks in seen:
-            images = [
-                torch.stack([pair_of[number != 0][[latent]] if each_its_own else pair_of[number != 0] for number in chunks for latent in (0, 1)])
-                for pair_of in sides
-            ]
+            rows = [(number != 0, slice(latent, latent + 1) if each_its_own else slice(None)) for number in chunks for latent in (0, 1)]
+            images = [torch.stack([pair_of[side][given] for side, given in rows]) for pair_of in sides]
             layers = attention_tensors(reference, x, timesteps, context, images)
             for name, layer in layers.items():
                 for number in range(len(families)):

@@ -105,7 +105,7 @@ def test_auto_prefers_what_has_its_encoder_here(folders, best):
 
 
 def test_auto_takes_kolors_for_kolors(folders, best):
-    put(folders, "k.safetensors", "Kolors-IP-Adapter-Plus.bin")
+    put(folders, "k.safetensors", "ip_adapter_plus_general.bin")
     put(folders, "xl.safetensors", XL)
     assert best("Kolors", "SDXL") == "k.safetensors" and best("SDXL", "Kolors") == "xl.safetensors"
 
