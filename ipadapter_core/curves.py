@@ -99,11 +99,11 @@ def curve_of(value: Any) -> Curve | None:
         return _made(_pairs_of_text(value), "linear")
     if isinstance(value, Mapping) and "points" in value:
         return _made(value["points"], value.get("interpolation", "monotone_cubic"))
-    if callable(getattr(value, "interp", None)):
-        return Curve(_checked(list(value.points)), lambda x: float(value.interp(x)))
+    if callable(interp := getattr(value, "interp", None)):
+        return Curve(_checked(list(getattr(value, "points"))), lambda x: float(interp(x)))  # noqa: B009
     if isinstance(value, numbers.Real):
         value = [value]
-    listed = value.tolist() if hasattr(value, "tolist") else value
+    listed: Any = getattr(value, "tolist", lambda: value)()
     if isinstance(listed, list | tuple):
         if listed and all(isinstance(one, numbers.Real) for one in listed):
             last = max(len(listed) - 1, 1)

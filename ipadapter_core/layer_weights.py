@@ -87,7 +87,7 @@ def scales_of(base: str, scales: Any) -> Shares:
                     f"{base} has no {side} '{brief(block)}' with an attention to the picture. Its {side} blocks are: {', '.join(found)}."
                 )
             ts = found[block]
-            listed = list(values) if isinstance(values, list | tuple) else [values]
+            listed: list[Any] = list(values) if isinstance(values, list | tuple) else [values]
             listed = listed * len(ts) if len(listed) == 1 else listed
             if len(listed) != len(ts):
                 raise IPAdapterError(

@@ -104,5 +104,5 @@ def blended(features: Sequence[tuple[Tensor, ...]], weights: Sequence[float]) ->
         raise IPAdapterError(
             "The weights of the references that are blended cancel out: give them a sum that is not 0, or choose another join."
         )
-    parts = (sum(w * part for w, part in zip(weights, each, strict=True)) / total for each in zip(*features, strict=True))
+    parts = (torch.stack([w * part for w, part in zip(weights, each, strict=True)]).sum(0) / total for each in zip(*features, strict=True))
     return tuple(parts), total / len(weights)

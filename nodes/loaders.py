@@ -13,6 +13,14 @@ from .host.recogniser import MODELS, PROVIDERS, load_insightface
 
 PIPELINE_OUT = "The adapter with the image encoder it needs: connect it to any IPAdapter node, or to another unified loader."
 CHAINED = ("IPADAPTER", {"tooltip": "Another unified loader's output: what it has loaded already is not loaded again."})
+LORA_STRENGTH = (
+    "FLOAT",
+    {
+        "default": 0.6, "min": 0, "max": 1, "step": 0.01,
+        "tooltip": "How strongly the LoRA that belongs to the adapter acts. 0.6 is usual; higher is closer to the face and stiffer."
+    },
+)
+PROVIDER = (list(PROVIDERS), {"tooltip": "What the face recogniser runs on. CPU always works and is fast enough."})
 _VERSIONS = {
     "as the file says": "",
     "FaceID plus v1": "faceid-plus",
@@ -90,14 +98,12 @@ class IPAdapterUnifiedLoaderFaceID(IPAdapterUnifiedLoader):
             "Which FaceID adapter. PLUS V2 is the usual choice: identity and look of the face. PORTRAIT needs no LoRA and takes "
             "several faces."
         )
-        strength = "How strongly the LoRA that belongs to the adapter acts. 0.6 is usual; higher is closer to the face and stiffer."
-        provider = "What the face recogniser runs on. CPU always works and is fast enough."
         return {
             "required": {
                 "model": i.MODEL,
                 "preset": (list(FACE_PRESETS), {"tooltip": tooltip}),
-                "lora_strength": ("FLOAT", {"default": 0.6, "min": 0, "max": 1, "step": 0.01, "tooltip": strength}),
-                "provider": (list(PROVIDERS), {"tooltip": provider}),
+                "lora_strength": LORA_STRENGTH,
+                "provider": PROVIDER,
             },
             "optional": {"ipadapter": CHAINED},
         }
@@ -128,7 +134,7 @@ class IPAdapterInsightFaceLoader:
         name = "Which models, in models/insightface/models. buffalo_l for all but Kolors, which was trained with antelopev2."
         return {
             "required": {
-                "provider": (list(PROVIDERS)[:3], {"tooltip": "What the face recogniser runs on. CPU always works and is fast enough."}),
+                "provider": (list(PROVIDERS)[:3], PROVIDER[1]),
                 "model_name": (list(MODELS), {"tooltip": name}),
             },
         }

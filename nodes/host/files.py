@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 FOLDER = "ipadapter"
 _LISTED = 12
 _REMEMBERED = 512
+_AUTO = ("plus", "kolors-plus", "standard", "full-face")  # families, the preferred one first
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,54 @@ def find_adapter(preset: str, base: str) -> str:
     rest = f"; these fit as well: {', '.join(other for other, _ in others)}" if others else ""
     log.info("%s for %s: %s, by its content%s", preset, base, name, rest)
     return path
+
+
+def short_labels() -> dict[str, str]:
+    """What each adapter file is in a few words ("plus, SDXL, ViT-H"), by name; "" where that takes more than a look at its header.
+
+    Other than safetensors files are told by their published names until they have been read for another reason.
+    """
+    return {name: _short(name, path) for name, path in _files(FOLDER)}
+
+
+def _short(name: str, path: str) -> str:
+    state = os.stat(path)
+    known = _facts.get(path)
+    if path.lower().endswith((".safetensors", ".sft")) or (known is not None and known[0] == (state.st_size, state.st_mtime_ns)):
+        facts = _look(path)
+        if facts.info is None or not facts.info.supported:
+            return _describe(name, facts)
+        row, variant = facts.info, published.variant_of(name)
+    elif (row := published.published_as(name)) and row.family:
+        variant = row.variant
+    else:
+        return ""
+    family = " ".join([row.family, *([variant] if variant not in ("", "plain") else [])])
+    return ", ".join([family, row.base, *([row.encoder.name] if row.encoder else [])])
+
+
+def best_adapter(bases: Sequence[str]) -> str:
+    """Path of the adapter to take for a model of `bases`, the nearest first, where nobody chooses.
+
+    One whose encoder is here before one whose is missing, pictures before faces, plus before standard, and what is for everything before
+    what is for portraits or layouts. Raises IPAdapterError where none fits.
+    """
+    found = []
+    for name, path in _files(FOLDER):
+        info = _look(path).info
+        if info is not None and info.supported and info.base in bases:
+            special = published.variant_of(name) not in ("", "plain")
+            order = _AUTO.index(info.family) if info.family in _AUTO else len(_AUTO)
+            rank = (_lacks_encoder(info.encoder), info.face, bases.index(info.base), special, order, _preference((name, path)))
+            found.append((rank, path))
+    if not found:
+        rows = [row for row in published.ADAPTERS if row.base == bases[0] and row.family in _AUTO[:2] and row.variant == "plain"]
+        raise _missing(f"No adapter for {bases[0]} models", FOLDER, rows, [])
+    return min(found)[1]
+
+
+def _lacks_encoder(encoder: Encoder | None) -> bool:
+    return encoder is not None and not any((tower := _look(path).tower) and fits(tower, encoder) for _, path in _files("clip_vision"))
 
 
 def find_encoder(encoder: Encoder) -> str:

@@ -11,6 +11,7 @@ from .chunks import chunks_of, describe_conds, remember_conds
 from .layer_patch import PLAN, Acting, LayerPatch, Plan, applications, current_sigma, layer_patches
 from .layout import layout_of
 from .unet import compute_dtype
+from .watch import watching
 
 KEY = "ipadapter"  # of our wrappers and callbacks
 
@@ -62,6 +63,7 @@ def prepare_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     acting: dict[Application, Acting | None] = {}
     if found:
         chunks = chunks_of(options, x.shape[0], (x.shape[-2], x.shape[-1]))
+        plan.watching = watching(options, chunks)
         for application in found:
             window, sigma = application.window, plan.sigma
             strength = 1.0 if window is None or sigma is None else window.strength(sigma, sampling)

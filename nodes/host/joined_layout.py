@@ -24,18 +24,19 @@ from ...ipadapter_core.layers import Layer
 from ...ipadapter_core.masks import Area, level_size
 from .application import Application, Shown
 from .chunks import Chunks
-from .laid_out import LaidOut, Masks, Size, size_of, tell_unplaced
+from .laid_out import Attended, LaidOut, Masks, Size, size_of, tell_unplaced
 
 Showing = tuple[Shown | None, ...]  # each picture of an attention on one side, None where it is off
 
 
 class Part(NamedTuple):
-    """One attention of a layer. factor: what it is multiplied with; regions: where its pictures act, None where all do everywhere."""
+    """One attention of a layer over some pictures. factor: what it is multiplied with; regions: where they act, None for everywhere."""
 
     k: Tensor
     v: Tensor
     factor: float
     regions: Regions | None
+    pictures: tuple[int, ...]
 
 
 @dataclass
@@ -45,7 +46,7 @@ class JoinedLayout(LaidOut):
     def add(
         self, out: Tensor, q: Tensor, attend: Callable[..., Tensor], layer: Layer, options: Mapping[str, Any], strength: float
     ) -> Tensor:
-        for k, v, factor, regions in self.parts[layer.key]:
+        for k, v, factor, regions, _ in self.parts[layer.key]:
             if regions is None:
                 out = torch.add(out, image_attention(q, k, v, attend), alpha=factor * strength)
                 continue
@@ -56,6 +57,13 @@ class JoinedLayout(LaidOut):
             else:
                 out = torch.addcmul(out, image, cover, value=factor * strength)
         return out
+
+    def attended(self, layer: Layer, count: int, tokens: int, options: Mapping[str, Any]) -> tuple[Attended, ...]:
+        found = []
+        for k, v, factor, regions, pictures in self.parts[layer.key]:
+            bias, cover = (None, None) if regions is None else regions.of(count, options)
+            found.append(Attended(k, v, pictures, bias, factor if cover is None else factor * cover))
+        return tuple(found)
 
 
 @dataclass
@@ -161,7 +169,7 @@ def lay_out_joined(application: Application, chunks: Chunks, device: torch.devic
             if len(values) > 1:
                 scale = torch.tensor([weights[picture] for picture in pictures], device=device, dtype=dtype)
                 v = v * scale.repeat_interleave(application.tokens, 0).T[:, None, :, None]
-            made.append(Part(k, v, 1.0 if len(values) > 1 else values.pop(), regions_of(layer.t, layer.level, pictures)))
+            made.append(Part(k, v, 1.0 if len(values) > 1 else values.pop(), regions_of(layer.t, layer.level, pictures), pictures))
             rest += sum(part.nbytes for part in (k, v) if part.untyped_storage().data_ptr() != rows.untyped_storage().data_ptr())
         parts[number] = tuple(made)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,19 @@ from ...ipadapter_core.masks import Area, mask_to_tokens, take, token_size
 from .chunks import Chunks, tell_once
 
 Size = tuple[int, int]
+
+
+class Attended(NamedTuple):
+    """One attention of a layer, for those who watch. k, v [r, h, all tokens, d]: of these pictures of the application.
+
+    bias [r, 1, b / r * n, all tokens] or None is added to the scores; scale [1 or b, 1 or n, 1] or a number multiplies what comes out.
+    """
+
+    k: Tensor
+    v: Tensor
+    pictures: tuple[int, ...]
+    bias: Tensor | None
+    scale: Tensor | float
 
 
 @dataclass
@@ -46,6 +59,10 @@ class LaidOut(ABC):
 
         attend(q, k, v, mask=None): the attention of [r, h, n, d] each, mask [r, 1, n, tokens] added to what goes into the softmax.
         """
+
+    @abstractmethod
+    def attended(self, layer: Layer, count: int, tokens: int, options: Mapping[str, Any]) -> tuple[Attended, ...]:
+        """What `add` does in a layer of `count` tokens, without its strength; tokens: those of one picture."""
 
 
 class Masks:

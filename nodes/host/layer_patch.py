@@ -32,10 +32,12 @@ class Plan:
 
     sigma: None if nobody asks. layouts: layer number -> the patch there, and each of its applications as it acts in this call,
     None for one that does not. Keyed by number, since a key that is new at every apply would make torch.compile start anew.
+    watching: what is told of each application in each layer, with the text attention's output.
     """
 
     sigma: float | None = None
     layouts: dict[int, tuple[LayerPatch, tuple[Acting | None, ...]]] = field(default_factory=dict)
+    watching: tuple[Callable[..., None], ...] = ()
 
 
 @dataclass(eq=False)
@@ -65,6 +67,7 @@ class LayerPatch:
 
         plan: Plan | None = extra_options.get(PLAN)
         owner, planned = (None, ()) if plan is None else plan.layouts.get(self.layer.key, (None, ()))
+        text, watching = out, () if plan is None else plan.watching
         for place, application in enumerate(self.applications):
             if owner is self:
                 acting = planned[place]
@@ -73,6 +76,8 @@ class LayerPatch:
             else:
                 acting = _unplanned(application, q, extra_options)
             if acting is not None:
+                for see in watching:
+                    see(application, acting, self.layer, q, text, extra_options)
                 out = acting.layout.add(out, q, attend, self.layer, extra_options, acting.strength)
         if self.joined:
             sigma = plan.sigma if plan is not None and plan.sigma is not None else current_sigma(extra_options)

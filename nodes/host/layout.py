@@ -15,7 +15,7 @@ from ...ipadapter_core.masks import Area, level_size, take
 from .application import Application
 from .chunks import Chunks, tell_once
 from .joined_layout import lay_out_joined
-from .laid_out import LaidOut, Masks, Size, tell_unplaced
+from .laid_out import Attended, LaidOut, Masks, Size, tell_unplaced
 from .layout_cache import LayoutKey
 
 
@@ -36,6 +36,12 @@ class Layout(LaidOut):
         if self.masks is None:
             return torch.add(out, image, alpha=factor)
         return torch.addcmul(out, image, self.masks.of(layer.t, out.shape[1], options), value=factor)
+
+    def attended(self, layer: Layer, count: int, tokens: int, options: Mapping[str, Any]) -> tuple[Attended, ...]:
+        k, v = self.kv[layer.key]
+        factor = self.factor[layer.key]
+        scale = factor if self.masks is None else factor * self.masks.of(layer.t, count, options)
+        return (Attended(k, v, tuple(range(k.shape[2] // tokens)), None, scale),)
 
 
 def layout_of(application: Application, chunks: Chunks, device: torch.device, dtype: torch.dtype) -> LaidOut | None:

@@ -35,16 +35,25 @@ def load_encoder(path: str) -> Any:
 
 
 def unified(model: Any, preset: str, lora_strength: float, provider: str) -> tuple[Any, dict]:
-    """(model, pipeline) for a preset of one of the unified loaders. Raises IPAdapterError for a preset that is none.
-
-    What another pipeline holds already is not loaded again: adapters, encoders and recognisers are kept by file.
-    """
+    """(model, pipeline) for a preset of one of the unified loaders. Raises IPAdapterError for a preset that is none."""
     if preset not in PRESETS:
         raise IPAdapterError(f"There is no preset '{preset}'. The presets are: {', '.join(PRESETS)}.")
     base = base_of(model)
-    if hasattr(model.model.diffusion_model, "encoder_hid_proj") and "Kolors" in PRESETS[preset]:
+    if is_kolors(model) and "Kolors" in PRESETS[preset]:
         base = "Kolors"
-    path = find_adapter(preset, base)
+    return with_file(model, find_adapter(preset, base), base, lora_strength, provider)
+
+
+def is_kolors(model: Any) -> bool:
+    """Whether a ModelPatcher of SDXL's layout brings Kolors' text projection along."""
+    return hasattr(model.model.diffusion_model, "encoder_hid_proj")
+
+
+def with_file(model: Any, path: str, base: str, lora_strength: float, provider: str) -> tuple[Any, dict]:
+    """(model, pipeline) for an adapter file and all that goes with it on a model of `base`.
+
+    What another pipeline holds already is not loaded again: adapters, encoders and recognisers are kept by file.
+    """
     adapter = load_adapter(path)
     loaded: dict[str, dict[str, Any]] = {
         "clipvision": {"file": None, "model": None},

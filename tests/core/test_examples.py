@@ -133,7 +133,7 @@ def test_loaders_have_the_published_addresses_and_the_note_links_them(name):
 def test_the_editor_offers_what_the_unified_loaders_take(name):
     """Their widgets name no file, so the editor looks for their files in the workflow's own list. It downloads no .bin."""
     workflow = WORKFLOWS[name]
-    unified = [node for node in workflow["nodes"] if node["type"].startswith("IPAdapterUnifiedLoader")]
+    unified = [node for node in workflow["nodes"] if node["type"].startswith(("IPAdapterUnifiedLoader", "ImagePromptLoader"))]
     wanted = {model["name"] for node in unified for model in node["properties"]["models"] if model["name"].endswith(".safetensors")}
     assert {model["name"] for model in workflow.get("models", [])} == wanted
 

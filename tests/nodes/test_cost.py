@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from support import lab, plain, synth
+from support.counting import SYNCS, Operations, model_call
 
 LAYERS = len(plain.KEYS)
 
@@ -75,7 +75,6 @@ def prompted(small, *references, **given):
     return lab.call(small.pack["ImagePrompt"], model=small.unet, ipadapter=small.adapter, reference=chain, **given)[0]
 
 
-SYNCS = ("item", "cpu", "tolist", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__")
 CASES = {
     "one": lambda small: small.apply(),
     "window": lambda small: small.apply(end_at=0.9),
@@ -89,18 +88,6 @@ CASES = {
     "curve as a window": lambda small: prompted(small, (0.9, None), weight_over_steps="0:1, 1:0.5"),
     "four with windows": lambda small: reduce(lambda model, end: small.apply(model, end_at=end), (0.9, 0.8, 0.95, 0.99), None),
 }
-
-
-def model_call(model):
-    """One call of the UNet with two chunks of two latents, as the sampler does it."""
-    import comfy.patcher_extension
-
-    x, t = synth.noise("x", (4, 4, 8, 12), 1.7), torch.full((4,), 5.0)
-    text = torch.cat([lab.cond("sd15", tag=tag)[0][0].expand(2, -1, -1) for tag in ("neg", "pos")])
-    options = {**model.model_options["transformer_options"], "cond_or_uncond": [1, 0], "sigmas": t}
-    options = comfy.patcher_extension.merge_nested_dicts(options, {"wrappers": model.wrappers})
-    with torch.inference_mode():
-        return model.model.apply_model(x, t, c_crossattn=text, transformer_options=options)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -125,16 +112,6 @@ def test_at_most_one_host_sync_per_model_call(small, case, monkeypatch):
         model_call(model)
         assert count - bare == ("window" in case)
         count = 0
-
-
-class Operations(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("case", CASES)

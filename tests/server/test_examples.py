@@ -83,3 +83,20 @@ def test_look_inside_shows_file_reference_and_weights(rig):
     assert len(outputs["IPAdapterReferenceView"]["images"]) == len(outputs["IPAdapterPlotModel"]["images"]) == 1
     for picture in rig.server.pictures(entry):
         assert len(Image.open(io.BytesIO(picture)).convert("RGB").getcolors(1 << 24) or []) > 20
+
+
+def test_maps_are_drawn_anew_from_a_sampling_that_comfyui_still_holds(rig):
+    """Another view, layers and scale ask for no second sampling; the record is still filled."""
+    prompt = rig.prompt(REPO / "workflows" / "attention_maps.json")
+    key = {node["class_type"]: key for key, node in prompt.items()}
+    first = rig.server.wait(rig.server.queue(prompt))
+    assert "ip-adapter-plus_sd15" in first["outputs"][key["ImagePromptLoader"]]["text"][0]
+    assert "mean: " in first["outputs"][key["ImagePromptLikeness"]]["text"][0]
+    prompt[key["ImagePromptAttention"]]["inputs"].update(view="side by side", layers="down")
+    again = rig.server.wait(rig.server.queue(prompt))
+    cached = next(data["nodes"] for kind, data in again["status"]["messages"] if kind == "execution_cached")
+    assert {key["KSampler"], key["WatchImagePrompt"]} <= set(cached)
+    maps = [entry["outputs"][key["ImagePromptAttention"]] for entry in (first, again)]
+    assert all(one["text"][0].startswith("1: ip-adapter-plus_sd15: mean ") for one in maps) and maps[0]["text"] != maps[1]["text"]
+    pictures = [Image.open(io.BytesIO(rig.server.pictures(entry)[0])) for entry in (first, again)]
+    assert pictures[1].width == 2 * pictures[0].width

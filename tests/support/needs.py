@@ -59,10 +59,18 @@ def models(prompt: Prompt) -> list[str]:
         face = node["class_type"] == "IPAdapterUnifiedLoaderFaceID"
         if face and any("kolors" in name.lower() for name in checkpoints):
             found.extend(KOLORS_FACE)
+        elif node["class_type"] == "ImagePromptLoader":
+            found.extend(_loaded(node["inputs"]["adapter"], sdxl))
         elif node["class_type"].startswith("IPAdapterUnifiedLoader"):
             found.extend(_preset_files(node["inputs"]["preset"], sdxl))
             found.extend(["insightface/models/buffalo_l"] if face else [])
     return sorted(set(found))
+
+
+def _loaded(adapter: str, sdxl: bool) -> Iterable[str]:
+    """What Image Prompt Loader takes: for "auto" what the preset PLUS means."""
+    files = list(_preset_files("PLUS (", sdxl))
+    return files if adapter == "auto" else [f"ipadapter/{adapter}", *files[1:]]
 
 
 def _preset_files(preset: str, sdxl: bool) -> Iterable[str]:
