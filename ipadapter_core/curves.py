@@ -100,7 +100,7 @@ def curve_of(value: Any) -> Curve | None:
     if isinstance(value, Mapping) and "points" in value:
         return _made(value["points"], value.get("interpolation", "monotone_cubic"))
     if callable(interp := getattr(value, "interp", None)):
-        return Curve(_checked(list(getattr(value, "points"))), lambda x: float(interp(x)))  # noqa: B009
+        return Curve(_checked(list(getattr(value, "points"))), lambda x: float(interp(x)))  # type: ignore[arg-type]  # noqa: B009
     if isinstance(value, numbers.Real):
         value = [value]
     listed: Any = getattr(value, "tolist", lambda: value)()
