@@ -172,6 +172,13 @@ def fuzz(arguments: list[str]) -> None:
 
 def train(arguments: list[str]) -> None:
     """Train an adapter, or precompute features for it: train -- ... (options: train -- --help; see training/README.md)."""
+    python = with_training()
+    given = arguments[1:] if arguments[:1] == ["--"] else arguments
+    run(python, "-m", "training", *given, env=with_repo())
+
+
+def with_training() -> Path:
+    """The Python of `environment`, with what training needs."""
     python, _ = environment()
     needed = REPO / "training" / "requirements.txt"
     mark, key = VENV / "installed-training", hashlib.sha256(needed.read_bytes()).hexdigest()
@@ -179,9 +186,25 @@ def train(arguments: list[str]) -> None:
         print("installing what training needs", flush=True)
         pip(python, "install", "-q", "--no-compile", "-r", needed)
         mark.write_text(key)
+    return python
+
+
+def with_repo() -> dict[str, str]:
+    """The environment of a process that imports the repository's packages."""
     path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
-    given = arguments[1:] if arguments[:1] == ["--"] else arguments
-    run(python, "-m", "training", *given, env={**os.environ, "PYTHONPATH": path})
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def world(arguments: list[str]) -> None:
+    """Make the tiny world's models from nothing, in about three hours; goes on where it was stopped (see world/README.md)."""
+    python = with_training()
+    run(python, "-m", "world", *arguments, env=with_repo())
+
+
+def proof(arguments: list[str]) -> None:
+    """Measure in the tiny world what image prompts do, in a real ComfyUI (options: proof --help)."""
+    python, comfyui = environment()
+    run(python, TESTS / "support" / "prove.py", "--comfyui", comfyui, *arguments)
 
 
 def server(arguments: list[str]) -> None:
@@ -206,6 +229,7 @@ def pictures(arguments: list[str]) -> None:
 
 COMMANDS = {
     "demo": demo, "test": test, "lint": lint, "bench": bench, "large": large, "soak": soak, "fuzz": fuzz, "train": train,
+    "world": world, "proof": proof,
     "server": server, "workflows": workflows, "pictures": pictures, "setup": setup,
 }
 

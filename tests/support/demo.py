@@ -1,36 +1,57 @@
-"""The main job, shown: a real server runs workflows/*.json with and without the adapter. Started by `python3 dev.py demo`."""
+"""The main job, shown: a real server runs workflows/*.json with and without the adapter. Started by `python3 dev.py demo`.
+
+By default on the tiny world's trained models (see world/README.md), whose pictures say by themselves whether it works; with --models
+on real ones.
+"""
 
 import argparse
 import io
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from support import sheet
 from support.convert import without_adapters
 from support.rig import CACHE, REPO, Rig, adapter_nodes
+from support.server import link
+from support.world_models import MODELS, PUBLISHED, scenes_module
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="dev.py demo", description="Run workflows on a real ComfyUI, with and without the adapter.")
-    parser.add_argument("workflows", nargs="*", type=Path, default=sorted((REPO / "workflows").glob("simple*.json")))
-    parser.add_argument("--models", type=Path, help="a models folder with real models; without it small random ones are made")
+    parser.add_argument("workflows", nargs="*", type=Path, help="workflow files (default: simple.json; with --models simple*.json)")
+    parser.add_argument("--models", type=Path, help="a models folder with real models; without it the tiny world's are used")
     parser.add_argument("--out", type=Path, default=REPO / "demo", help="folder of the pictures")
     parser.add_argument("--comfyui", type=Path, required=True, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     models = args.models and args.models.resolve()
     print("starting ComfyUI with the pack ...", flush=True)
-    with Rig(args.comfyui.resolve(), CACHE / ("demo-real" if models else "demo"), models) as rig:
+    base = CACHE / ("demo-real" if models else "demo")
+    with Rig(args.comfyui.resolve(), base, models or world_models(base)) as rig:
         print(f"ComfyUI runs at {rig.server.url}, its log is {rig.server.log}")
-        if not models:
-            print("no --models given: small random models stand in, so the pictures are only noise that the reference changes")
-        for workflow in args.workflows:
-            show(rig, workflow, args.out)
+        if models:
+            for workflow in args.workflows or sorted((REPO / "workflows").glob("simple*.json")):
+                show(rig, workflow, args.out)
+        else:
+            for workflow in args.workflows or [REPO / "workflows" / "simple.json"]:
+                show_world(rig, workflow, args.out)
+
+
+def world_models(base: Path) -> Path:
+    """A models folder with the tiny world's files under the published names that workflows ask for."""
+    folder = base / "world-models"
+    for name, file in PUBLISHED.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        link(MODELS / file, target)
+    return folder
 
 
 def show(rig: Rig, workflow: Path, out: Path) -> None:
@@ -48,6 +69,26 @@ def show(rig: Rig, workflow: Path, out: Path) -> None:
         pixels[kind] = np.asarray(Image.open(io.BytesIO(picture)), dtype=float)
         print(f"\r  {kind:7} adapter: {time.monotonic() - started:6.1f} s  {path}{' ' * 30}", flush=True)
     print(f"  mean difference per pixel: {np.abs(pixels['with'] - pixels['without']).mean():.1f} of 255")
+
+
+def show_world(rig: Rig, workflow: Path, out: Path) -> None:
+    """Run one workflow on the tiny world for some references, print what was asked and what came out, and draw the contact sheet."""
+    scenes = scenes_module()
+    prompt = sheet.in_the_world(rig.prompt(workflow))
+    print(f"\n{workflow.name}: the prompt says '{scenes.NEUTRAL}', the reference says the rest", flush=True)
+    rows = []
+    for name, scene, picture in sheet.references(scenes):
+        picture.save(rig.base / "input" / name)
+        row: dict[str, Any] = {"reference": picture}
+        for title, version in sheet.versions(prompt, name, adapter_nodes()).items():
+            row[title] = Image.open(io.BytesIO(rig.server.run(version, 600)[0])).convert("RGB")
+        rows.append(row)
+        print(f"  asked for: {scenes.caption(scene)}")
+        for title in ("without", "weight 1"):
+            print(f"    {title:9} {sheet.told(row[title])}", flush=True)
+    path = out / f"{workflow.stem}_sheet.png"
+    sheet.draw(rows).save(path)
+    print(f"  {path}")
 
 
 def progress(kind: str, started: float, line: str) -> None:

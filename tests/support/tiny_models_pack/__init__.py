@@ -17,6 +17,7 @@ import comfy.taesd.taesd
 import torch
 from comfy.supported_models_base import ClipTarget
 
+from . import world
 from .stand_ins import NODE_CLASS_MAPPINGS
 
 __all__ = ["NODE_CLASS_MAPPINGS"]
@@ -27,6 +28,7 @@ DECODED = 16  # the largest side of the latent that a TAESD decodes
 ANSWER = 0.1  # how much of a narrow UNet's random answer counts
 SHORT_TEXT = {"num_hidden_layers": 3, "intermediate_size": 512}
 ENCODERS = {  # hidden width -> what the tensors' shapes do not tell
+    128: {"num_attention_heads": 4, "hidden_act": "quick_gelu"},
     1024: {"num_attention_heads": 16, "hidden_act": "quick_gelu"},
     1280: {"num_attention_heads": 16, "hidden_act": "gelu"},
     1664: {"num_attention_heads": 16, "hidden_act": "gelu"},
@@ -138,7 +140,7 @@ def load_clip_vision(sd: dict, prefix: str = "", convert_keys: bool = False):
     return encoder
 
 
-comfy.supported_models.models[:0] = [NarrowSD15, NarrowSDXL]
+comfy.supported_models.models[:0] = [NarrowSD15, NarrowSDXL, world.WorldSD15]
 comfy.taesd.taesd.TAESD.decode = quick_decode
 comfy.clip_vision.load_clipvision_from_sd = load_clip_vision
 logging.getLogger(__name__).info("narrow test models can be loaded")

@@ -1,0 +1,84 @@
+"""The world's files mean the same to ComfyUI as to diffusers and transformers, and the reader reads what was drawn."""
+
+import pytest
+import torch
+
+from support.world_models import MODELS, readers
+
+CAPTION = "a big red star on the left, blue background, dotted"
+# ComfyUI and diffusers do the same sums in another order, on half precision files read as float32
+ROUNDING = 2e-4
+
+
+@pytest.fixture(scope="module")
+def diffusers_side(tiny_world):
+    from world import layout, text
+
+    tokens = text.tokenizer(MODELS / "tokenizer")
+    model, vae = layout.load_checkpoint(MODELS / "checkpoints" / "tiny-world.safetensors", tokens)
+    return tokens, model, vae
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool((a.float() - b.float()).norm() < ROUNDING * b.float().norm())
+
+
+def test_text(tiny_world, diffusers_side):
+    from world import text
+
+    tokens, model, _ = diffusers_side
+    (found,) = tiny_world.text([CAPTION])
+    with torch.no_grad():
+        assert close(found[0], model.text(text.ids(tokens, [CAPTION])).last_hidden_state)
+
+
+def test_unet(tiny_world, diffusers_side):
+    import comfy.model_management
+
+    _, model, _ = diffusers_side
+    g = torch.Generator().manual_seed(0)
+    x, states = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 32, 768, generator=g)
+    times = torch.tensor([900, 100])
+    comfy.model_management.load_models_gpu([tiny_world.model])
+    unet = tiny_world.model.model.diffusion_model
+    dtype = next(unet.parameters()).dtype
+    with torch.no_grad():
+        found = unet(x.to(dtype), times, context=states.to(dtype))
+        assert close(found, model.unet(x, times, states).sample)
+
+
+def test_autoencoder(tiny_world, diffusers_side):
+    _, _, vae = diffusers_side
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = (vae.decode(z).sample / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+    assert close(tiny_world.vae.decode(z / 0.18215), wanted.squeeze(0) if wanted.ndim == 5 else wanted)
+
+
+def test_image_encoder(tiny_world):
+    from ipadapter_core.preprocess import clip_pixels
+    from world import layout
+
+    encoder = layout.load_encoder(MODELS / "clip_vision" / "tiny-world.safetensors")
+    _, pictures = tiny_world.references("single", 3)
+    with torch.no_grad():
+        wanted = encoder(clip_pixels(pictures, 64), output_hidden_states=True)
+    found = tiny_world.encoder.encode_image(pictures)
+    assert close(found["image_embeds"], wanted.image_embeds)
+    assert close(found["penultimate_hidden_states"], wanted.hidden_states[-2])
+
+
+def test_readers(tiny_world):
+    """99 % of fresh pictures are read right, each attribute; 1,000 pictures allow for 98.4 % by chance (three standard errors)."""
+    from world import pictures, reader
+
+    scenes, drawn = pictures.draw_many("reader test", 1000, 0.0)
+    whole = reader.accuracy(readers()[0], reader.labels(scenes, tuple(reader.CHOICES)), drawn)
+    assert min(whole.values()) > 0.984, whole
+    scenes, drawn = pictures.draw_many("reader test pairs", 500, 1.0)
+    half = reader.accuracy(readers()[1], *reader.halves(scenes, drawn))
+    assert min(half.values()) > 0.984, half
+
+
+def test_files_are_small(tiny_world):
+    assert sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file()) <= 25_000_000

@@ -1,0 +1,90 @@
+"""The demo's contact sheet: for each reference what comes out without the adapter, with it, under a mask, as a style."""
+
+import random
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from support.convert import Prompt, without_adapters
+from support.world_models import readers, scenes_module
+
+SHOWN = (  # shape, colour, background, size, position, style
+    "star red blue big middle plain",
+    "ring yellow black big left plain",
+    "square white green big right striped",
+    "triangle cyan purple big middle dotted",
+    "cross black white big top plain",
+    "circle green yellow small bottom outlined",
+)
+SIDE, SCALE = 64, 2
+
+
+def references(scenes: Any) -> Iterator[tuple[str, Any, Image.Image]]:
+    """File name, scene and picture of each reference."""
+    for i, words in enumerate(SHOWN):
+        shape, colour, background, size, position, style = words.split()
+        scene = scenes.Scene((scenes.Thing(shape, colour, size, position, background),), style)
+        yield f"world_{i}.png", scene, scenes.draw(scene, random.Random(f"demo {i}"))
+
+
+def in_the_world(prompt: Prompt) -> Prompt:
+    """A workflow's prompt at the world's size and in its words: neutral text, no negative text."""
+    prompt = deepcopy(prompt)
+    for node in prompt.values():
+        inputs = node["inputs"]
+        if node["class_type"] == "EmptyLatentImage":
+            inputs.update(width=SIDE, height=SIDE)
+        if node["class_type"] == "KSampler":
+            inputs.update(steps=20, cfg=4.0, sampler_name="ddim", scheduler="normal", seed=3)
+            prompt[inputs["positive"][0]]["inputs"]["text"] = scenes_module().NEUTRAL
+            prompt[inputs["negative"][0]]["inputs"]["text"] = ""
+    return prompt
+
+
+def versions(prompt: Prompt, picture: str, adapters: set[str]) -> dict[str, Prompt]:
+    """The prompts of a reference's row; in the masked one the adapter acts on the left half alone."""
+    prompt = deepcopy(prompt)
+    for node in prompt.values():
+        if node["class_type"] == "LoadImage":
+            node["inputs"]["image"] = picture
+    found = {"without": without_adapters(prompt, adapters)}
+    for title, changes in {"weight 0.5": {"weight": 0.5}, "weight 1": {"weight": 1.0}, "left half": {"weight": 1.0},
+                           "style": {"weight": 1.0, "weight_type": "style transfer"}}.items():  # fmt: skip
+        version = deepcopy(prompt)
+        applied = [node for node in version.values() if node["class_type"] == "IPAdapter"]
+        for node in applied:
+            node["inputs"].update(changes)
+            if title == "left half":
+                whole, left = dict(value=0.0, width=SIDE, height=SIDE), dict(value=1.0, width=SIDE // 2, height=SIDE)
+                version |= {"mask": {"class_type": "SolidMask", "inputs": whole}, "half": {"class_type": "SolidMask", "inputs": left}}
+                both = dict(destination=["mask", 0], source=["half", 0], x=0, y=0, operation="add")
+                version["masks"] = {"class_type": "MaskComposite", "inputs": both}
+                node["inputs"]["attn_mask"] = ["masks", 0]
+        found[title] = version
+    return found
+
+
+def told(picture: Image.Image) -> str:
+    """What the reader sees in a picture."""
+    import numpy as np
+    import torch
+
+    pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255).movedim(-1, 0)[None]
+    found = readers()[0].read(pixels)[0]
+    return "a {size} {colour} {shape} on the {position}, {background} background, {style}".format(**found)
+
+
+def draw(rows: list[dict[str, Image.Image]]) -> Image.Image:
+    """A row for each reference, a titled column for each version."""
+    cell, gap, head = SIDE * SCALE, 8, 28
+    titles = list(rows[0])
+    sheet = Image.new("RGB", (len(titles) * (cell + gap) + gap, head + len(rows) * (cell + gap)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
+    for x, title in enumerate(titles):
+        pen.text((gap + x * (cell + gap) + cell / 2, head / 2), title, fill="black", font=font, anchor="mm")
+        for y, row in enumerate(rows):
+            big = row[title].resize((cell, cell), Image.Resampling.NEAREST)
+            sheet.paste(big, (gap + x * (cell + gap), head + y * (cell + gap)))
+    return sheet

@@ -1,0 +1,45 @@
+"""The tiny world's trained models, which are committed in world/models, and what reads its pictures."""
+
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from support import lab
+
+REPO = Path(__file__).resolve().parents[2]
+MODELS = REPO / "world" / "models"
+PUBLISHED = {  # the published name that workflows ask for -> the world's file
+    "checkpoints/v1-5-pruned-emaonly-fp16.safetensors": "checkpoints/tiny-world.safetensors",
+    "clip_vision/CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors": "clip_vision/tiny-world.safetensors",
+    "ipadapter/ip-adapter_sd15.safetensors": "ipadapter/tiny-world_standard.safetensors",
+    "ipadapter/ip-adapter-plus_sd15.safetensors": "ipadapter/tiny-world_plus.safetensors",
+}
+
+
+def import_world() -> None:
+    """Makes `world` importable without the repo root on sys.path, where its nodes/ would hide ComfyUI's nodes.py."""
+    for name in ("ipadapter_core", "training", "world"):
+        if name not in sys.modules:
+            lab.load_module(name, REPO / name)
+
+
+def scenes_module() -> Any:
+    import_world()
+    from world import scenes
+
+    return scenes
+
+
+@cache
+def readers() -> tuple[Any, Any]:
+    """Of whole pictures and of halves."""
+    import_world()
+    from world import reader
+
+    found = reader.whole_reader().eval(), reader.half_reader().eval()
+    for name, one in zip(("whole", "half"), found, strict=True):
+        one.load_state_dict(load_file(MODELS / "readers" / f"{name}.safetensors"))
+    return found

@@ -1,0 +1,66 @@
+"""The adapters, trained with this repository's own trainer on the frozen UNet.
+
+Every sample has a reference: another drawing of what the picture shows, except for what the caption says, which half of the
+references show differently. So the text decides what it names, and the picture decides the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+from training.config import Precompute, Settings
+from training.loop import train as run
+from training.precompute import precompute
+
+from .scenes import ATTRIBUTES, Scene, caption, draw, get, random_scene, with_values
+
+COUNT, BATCH, STEPS, RATE = 6000, 32, 1200, 1e-3
+PLUS_WIDTH = 64
+FAMILIES = ("standard", "plus")
+
+
+def sample(index: int) -> tuple[Scene, frozenset[str], Scene]:
+    """What is drawn, what the caption says of it, and what the reference shows."""
+    rng = random.Random(f"adapter {index}")
+    scene = random_scene(rng, 0.2)
+    said = frozenset(rng.sample(ATTRIBUTES, rng.choice((0, 0, 0, 1, 2, 3))))
+    if len(scene.things) == 2 or rng.random() < 0.5:
+        return scene, said, scene
+    other = random_scene(rng, 0.0)
+    values = {name: get(other, name) for name in said}
+    colours = {name: values.get(name, get(scene, name)) for name in ("colour", "background")}
+    return scene, said, scene if colours["colour"] == colours["background"] else with_values(scene, values)
+
+
+def write_data(folder: Path, count: int = COUNT) -> None:
+    """A data folder as the trainer takes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for i in range(count):
+        scene, said, shown = sample(i)
+        for name, one in (("a", scene), ("b", shown)):
+            draw(one, random.Random(f"adapter {i} {name}")).save(folder / f"{i:05d}{name}.png")
+        lines.append(json.dumps({"file_name": f"{i:05d}a.png", "reference": f"{i:05d}b.png", "text": caption(scene, said)}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def train(base: Path, encoder: Path, folder: Path, family: str, steps: int = STEPS) -> Path:
+    """Precomputes the features of the data in `folder`/data, trains, and gives the file."""
+    if not (folder / "data" / "metadata.jsonl").exists():
+        write_data(folder / "data")
+    common: dict[str, Any] = dict(base=str(base), image_encoder=str(encoder), family=family, resolution=64, batch_size=BATCH)
+    features = folder / f"features_{family}"
+    if not (features / "precomputed.safetensors").exists():
+        shutil.rmtree(features, ignore_errors=True)
+        precompute(Precompute(**common, data=str(folder / "data"), out=str(features)))
+    settings = Settings(
+        **common, data=str(features), out=str(folder / "adapters"), name=f"world_{family}", steps=steps, learning_rate=RATE,
+        schedule="cosine", warmup=50, min_snr=5.0, ema=0.99, plus_width=PLUS_WIDTH if family == "plus" else 0, save_every=200, resume=True,
+    )  # fmt: skip
+    file = run(settings).file
+    assert file
+    return file

@@ -1,0 +1,159 @@
+"""What can be in a picture of the world, how it is drawn, and how it is told in words."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, replace
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+SIDE = 64
+SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
+COLOURS = {
+    "red": (214, 40, 40), "green": (36, 150, 60), "blue": (40, 80, 214), "yellow": (240, 210, 40),
+    "purple": (140, 50, 170), "cyan": (60, 200, 210), "white": (245, 245, 245), "black": (25, 25, 25),
+}  # fmt: skip
+POSITIONS = {"left": (20, 32), "right": (44, 32), "top": (32, 20), "bottom": (32, 44), "middle": (32, 32)}
+SIZES = {"small": 12.5, "big": 18.0}  # radius in pixels
+IN_PAIRS = {"left": (16, 32), "right": (48, 32)}
+PAIR_SCALE = 0.8
+STYLES = ("plain", "striped", "dotted", "outlined")
+NEUTRAL = "a picture"  # a caption that says nothing
+_SCALE = 4  # pictures are drawn larger and averaged down
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A shape on its background. In a picture of two things each has its half of the picture."""
+
+    shape: str
+    colour: str
+    size: str
+    position: str
+    background: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One thing, or two side by side; the style covers the whole picture."""
+
+    things: tuple[Thing, ...]
+    style: str
+
+
+ATTRIBUTES = ("shape", "colour", "size", "position", "background", "style")
+
+
+def get(scene: Scene, attribute: str) -> str:
+    """An attribute of a scene with one thing."""
+    return scene.style if attribute == "style" else getattr(scene.things[0], attribute)
+
+
+def with_values(scene: Scene, values: dict[str, str]) -> Scene:
+    """The scene of one thing with some attributes replaced."""
+    style = values.get("style", scene.style)
+    thing = replace(scene.things[0], **{name: value for name, value in values.items() if name != "style"})
+    return Scene((thing,), style)
+
+
+def random_thing(rng: random.Random, position: str | None = None) -> Thing:
+    colour, background = rng.sample(list(COLOURS), 2)
+    place = position or rng.choice(list(POSITIONS))
+    return Thing(rng.choice(SHAPES), colour, rng.choice(list(SIZES)), place, background)
+
+
+def random_scene(rng: random.Random, pairs: float = 0.25) -> Scene:
+    """A scene of one thing, or with the probability `pairs` of two."""
+    places: tuple[str | None, ...] = ("left", "right") if rng.random() < pairs else (None,)
+    return Scene(tuple(random_thing(rng, place) for place in places), rng.choice(STYLES))
+
+
+def caption(scene: Scene, said: frozenset[str] = frozenset(ATTRIBUTES)) -> str:
+    """The scene in words; of its attributes only those that are in `said`."""
+    parts = []
+    for thing in scene.things:
+        words = [getattr(thing, name) for name in ("size", "colour", "shape") if name in said]
+        if words or "position" in said:
+            words += [] if "shape" in said else ["shape"]
+            parts.append("a " + " ".join(words) + (f" on the {thing.position}" if "position" in said else ""))
+        if "background" in said:
+            parts.append(f"{thing.background} background")
+    parts += [scene.style] if "style" in said else []
+    return ", ".join(parts) or NEUTRAL
+
+
+def random_said(rng: random.Random) -> frozenset[str]:
+    """Which attributes a caption names: all of them in half of the captions, a random part in the others."""
+    if rng.random() < 0.5:
+        return frozenset(ATTRIBUTES)
+    return frozenset(rng.sample(ATTRIBUTES, rng.randrange(len(ATTRIBUTES))))
+
+
+def _polygon(shape: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
+    if shape == "square":
+        s = 0.88 * r
+        return [(x - s, y - s), (x + s, y - s), (x + s, y + s), (x - s, y + s)]
+    if shape == "triangle":
+        return [(x, y - r), (x + 0.95 * r, y + 0.8 * r), (x - 0.95 * r, y + 0.8 * r)]
+    if shape == "cross":
+        s, t = r, 0.33 * r
+        return [(x - t, y - s), (x + t, y - s), (x + t, y - t), (x + s, y - t), (x + s, y + t), (x + t, y + t),
+                (x + t, y + s), (x - t, y + s), (x - t, y + t), (x - s, y + t), (x - s, y - t), (x - t, y - t)]  # fmt: skip
+    radii = [1.1 * r if i % 2 == 0 else 0.45 * r for i in range(10)]
+    return [(x + q * math.sin(math.pi * i / 5), y - q * math.cos(math.pi * i / 5)) for i, q in enumerate(radii)]
+
+
+def draw(scene: Scene, rng: random.Random) -> Image.Image:
+    """The scene as a picture of SIDE x SIDE, its place and size shaken a little by `rng`."""
+    k = _SCALE
+    side = SIDE * k
+    picture = Image.new("RGB", (side, side))
+    pen = ImageDraw.Draw(picture)
+    width = side // len(scene.things)
+    for i, thing in enumerate(scene.things):
+        pen.rectangle([i * width, 0, (i + 1) * width - 1, side], fill=COLOURS[thing.background])
+    pair = len(scene.things) == 2
+    outlined, line = scene.style == "outlined", 3 * k
+    edge: dict[str, Any] = dict(outline=(0, 0, 0), width=line) if outlined else {}
+    for thing in scene.things:
+        x, y = ((place + rng.uniform(-1, 1)) * k for place in (IN_PAIRS if pair else POSITIONS)[thing.position])
+        r = (SIZES[thing.size] * (PAIR_SCALE if pair else 1) + rng.uniform(-0.5, 0.5)) * k
+        fill = COLOURS[thing.colour]
+        if thing.shape in ("circle", "ring"):
+            pen.ellipse([x - r, y - r, x + r, y + r], fill=fill, **edge)
+            if thing.shape == "ring":
+                q = 0.5 * r
+                pen.ellipse([x - q, y - q, x + q, y + q], fill=COLOURS[thing.background], **edge)
+        else:
+            corners = _polygon(thing.shape, x, y, r)
+            pen.polygon(corners, fill=fill)
+            if outlined:
+                pen.line([*corners, *corners[:2]], fill=(0, 0, 0), width=line, joint="curve")
+    if outlined:
+        pen.rectangle([0, 0, side - 1, side - 1], outline=(0, 0, 0), width=line)
+    picture = picture.resize((SIDE, SIDE), Image.Resampling.BOX)
+    return _texture(picture, scene.style)
+
+
+def _texture(picture: Image.Image, style: str) -> Image.Image:
+    """Stripes of the latents' 8 pixels, or dots in every second cell of theirs, in half grey over the whole picture."""
+    if style not in ("striped", "dotted"):
+        return picture
+    cover = Image.new("L", (SIDE * _SCALE, SIDE * _SCALE))
+    pen = ImageDraw.Draw(cover)
+    for y in range(0, SIDE, 16):
+        if style == "striped":
+            pen.rectangle([0, y * _SCALE, SIDE * _SCALE, (y + 8) * _SCALE - 1], fill=100)
+        else:
+            for x in range(0, SIDE, 16):
+                pen.ellipse([part * _SCALE for part in (x + 1, y + 1, x + 7, y + 7)], fill=170)
+    return Image.composite(Image.new("RGB", picture.size, (128, 128, 128)), picture, cover.resize(picture.size, Image.Resampling.BOX))
+
+
+def scene_and_picture(seed: str, pairs: float = 0.25) -> tuple[Scene, Image.Image]:
+    """The scene and the picture of a name: the same for the same name on every machine."""
+    rng = random.Random(seed)
+    scene = random_scene(rng, pairs)
+    return scene, draw(scene, rng)

@@ -1,0 +1,96 @@
+"""The text-to-image UNet in SD 1.5's layout, trained together with the text encoder on latents of the world's pictures."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from training.loss import generator
+
+from . import text
+from .fit import fit
+from .scenes import Scene, caption, random_said
+
+WIDTHS = (64, 64, 64, 64)
+HEADS = 4
+BATCH, STEPS, RATE = 32, 3600, 8e-4
+TEXT_STEPS = 1000  # after these the text encoder stays as it is, which saves a quarter of the time
+NO_TEXT = 0.1
+GAMMA = 5.0  # of min-SNR weighting (arXiv 2303.09556)
+SCHEDULE: dict[str, Any] = dict(
+    num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="epsilon",
+    clip_sample=False, steps_offset=1, set_alpha_to_one=False,
+)  # fmt: skip
+
+
+class Model(nn.Module):
+    """UNet and text encoder, which learn together."""
+
+    def __init__(self, tokens: CLIPTokenizer):
+        super().__init__()
+        self.text = text.new(tokens)
+        torch.manual_seed(3)
+        down = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+        up = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+        self.unet = UNet2DConditionModel(
+            sample_size=8, block_out_channels=WIDTHS, cross_attention_dim=text.CONTEXT, attention_head_dim=HEADS,
+            down_block_types=down, up_block_types=up,
+        )  # fmt: skip
+
+
+def scheduler() -> Any:
+    kept = {name: value for name, value in SCHEDULE.items() if name not in ("steps_offset", "set_alpha_to_one")}
+    return DDPMScheduler(**kept)
+
+
+class Loss:
+    """Noise prediction with min-SNR weights; which picture, noise, time and caption is drawn depends on the step alone."""
+
+    def __init__(self, model: Model, tokens: CLIPTokenizer, scenes: list[Scene], latents: Tensor, seed: str):
+        self.model, self.tokens, self.scenes, self.latents, self.seed = model, tokens, scenes, latents, seed
+        self.schedule = scheduler()
+        alphas = self.schedule.alphas_cumprod
+        snr = alphas / (1 - alphas)
+        self.weights = snr.clamp(max=GAMMA) / snr
+
+    def __call__(self, step: int) -> Tensor:
+        g, rng = generator(self.seed, step), random.Random(f"{self.seed} {step}")
+        rows = torch.randint(len(self.scenes), (BATCH,), generator=g)
+        captions = ["" if rng.random() < NO_TEXT else caption(self.scenes[row], random_said(rng)) for row in rows.tolist()]
+        with torch.set_grad_enabled(step < TEXT_STEPS):
+            states = self.model.text(text.ids(self.tokens, captions)).last_hidden_state
+        clean = self.latents[rows]
+        noise = torch.randn(clean.shape, generator=g)
+        # one time in each of BATCH equal parts of the schedule
+        times = ((torch.arange(BATCH) + torch.rand(BATCH, generator=g)) * (1000 / BATCH)).long()
+        found = self.model.unet(self.schedule.add_noise(clean, noise, times), times, states).sample
+        return ((found - noise).square().mean((1, 2, 3)) * self.weights[times]).mean()
+
+
+def train(scenes: list[Scene], latents: Tensor, tokens: CLIPTokenizer, folder: Path, steps: int = STEPS) -> Model:
+    """latents [n, 4, 8, 8] of the scenes' pictures."""
+    model = Model(tokens)
+    found: Any = fit(folder / "unet.pt", model, Loss(model, tokens, scenes, latents, "unet"), steps, RATE, decay=0.998)
+    found.text = model.text.eval()  # its running mean would lag behind what the UNet learned with
+    return found
+
+
+@torch.no_grad()
+def sample(model: Model, tokens: CLIPTokenizer, captions: list[str], seed: int, steps: int = 20, guidance: float = 4.0) -> Tensor:
+    """Latents [n, 4, 8, 8] of captions, by DDIM."""
+    ddim: Any = DDIMScheduler(**SCHEDULE)
+    ddim.set_timesteps(steps)
+    states = model.text(text.ids(tokens, [""] * len(captions) + captions)).last_hidden_state
+    x = torch.randn(len(captions), 4, 8, 8, generator=generator("sample", seed))
+    for t in ddim.timesteps:
+        without, with_it = model.unet(torch.cat([x, x]), t, states).sample.chunk(2)
+        x = ddim.step(without + guidance * (with_it - without), t, x).prev_sample
+    return x
