@@ -18,7 +18,7 @@ from training.precompute import precompute
 
 from .scenes import ATTRIBUTES, Scene, caption, draw, get, random_scene, with_values
 
-COUNT, BATCH, STEPS, RATE = 6000, 32, 1200, 1e-3
+COUNT, BATCH, STEPS, RATE = 6000, 32, 900, 1e-3
 PLUS_WIDTH = 64
 FAMILIES = ("standard", "plus")
 

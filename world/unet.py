@@ -21,7 +21,7 @@ from .scenes import Scene, caption, random_said
 
 WIDTHS = (64, 64, 64, 64)
 HEADS = 4
-BATCH, STEPS, RATE = 32, 3600, 8e-4
+BATCH, STEPS, RATE = 32, 4600, 8e-4
 TEXT_STEPS = 1000  # after these the text encoder stays as it is, which saves a quarter of the time
 NO_TEXT = 0.1
 GAMMA = 5.0  # of min-SNR weighting (arXiv 2303.09556)

@@ -19,7 +19,7 @@ from .reader import CHOICES, labels
 from .scenes import Scene
 
 HIDDEN, PROJECTED, LAYERS, HEADS, PATCH, SIDE = 128, 64, 4, 4, 8, 64
-BATCH, STEPS, RATE = 64, 2400, 1e-3
+BATCH, STEPS, RATE = 64, 4200, 1e-3
 ONE, TWO = tuple(CHOICES), ("shape", "colour", "size", "background")
 
 
