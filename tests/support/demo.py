@@ -34,7 +34,7 @@ def main() -> None:
     models = args.models and args.models.resolve()
     print("starting ComfyUI with the pack ...", flush=True)
     base = CACHE / ("demo-real" if models else "demo")
-    with Rig(args.comfyui.resolve(), base, models or world_models(base)) as rig:
+    with Rig(args.comfyui.resolve(), base, models or world_models(base), real=models is not None) as rig:
         print(f"ComfyUI runs at {rig.server.url}, its log is {rig.server.log}")
         if models:
             for workflow in args.workflows or sorted((REPO / "workflows").glob("simple*.json")):

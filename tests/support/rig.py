@@ -27,13 +27,22 @@ def adapter_nodes() -> set[str]:
 
 
 class Rig:
-    """ComfyUI in `comfy` with `base` as its folder. Random models are kept in the repo's cache; `models` is a folder of real ones.
+    """ComfyUI in `comfy` with `base` as its folder. Random models are kept in the repo's cache; `models` is a folder of others.
 
-    `extra` are names of further packs in tests/support.
+    real: whether those are models as published, which need no help of tiny_models_pack. `extra` are names of further packs in
+    tests/support.
     """
 
-    def __init__(self, comfy: Path, base: Path, models: Path | None = None, python: str = sys.executable, extra: tuple[str, ...] = ()):
-        self.comfy, self.base, self.python, self.real = comfy, base, python, models is not None
+    def __init__(
+        self,
+        comfy: Path,
+        base: Path,
+        models: Path | None = None,
+        python: str = sys.executable,
+        extra: tuple[str, ...] = (),
+        real: bool = True,
+    ):
+        self.comfy, self.base, self.python, self.real = comfy, base, python, real and models is not None
         base.mkdir(parents=True, exist_ok=True)
         self.models = models or CACHE / "models"
         self.models.mkdir(parents=True, exist_ok=True)

@@ -3,12 +3,13 @@
 import random
 from collections.abc import Iterator
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from support.convert import Prompt, without_adapters
-from support.world_models import readers, scenes_module
+from support.world_models import PUBLISHED, readers, scenes_module
 
 SHOWN = (  # shape, colour, background, size, position, style
     "star red blue big middle plain",
@@ -30,8 +31,12 @@ def references(scenes: Any) -> Iterator[tuple[str, Any, Image.Image]]:
 
 
 def in_the_world(prompt: Prompt) -> Prompt:
-    """A workflow's prompt at the world's size and in its words: neutral text, no negative text."""
+    """A workflow's prompt at the world's size and in its words: neutral text, no negative text.
+
+    The loader of presets knows the published files, which are wider: its place is taken by the loaders that take any file.
+    """
     prompt = deepcopy(prompt)
+    unified = {key for key, node in prompt.items() if node["class_type"] == "IPAdapterUnifiedLoader"}
     for node in prompt.values():
         inputs = node["inputs"]
         if node["class_type"] == "EmptyLatentImage":
@@ -40,7 +45,18 @@ def in_the_world(prompt: Prompt) -> Prompt:
             inputs.update(steps=20, cfg=4.0, sampler_name="ddim", scheduler="normal", seed=3)
             prompt[inputs["positive"][0]]["inputs"]["text"] = scenes_module().NEUTRAL
             prompt[inputs["negative"][0]]["inputs"]["text"] = ""
-    return prompt
+        if node["class_type"] == "IPAdapter":
+            node["class_type"] = "IPAdapterAdvanced"
+            inputs.update(weight_type="linear", combine_embeds="concat", embeds_scaling="V only", clip_vision=["encoder", 0])
+        for name, value in inputs.items():
+            if isinstance(value, list) and value[0] in unified:
+                inputs[name] = prompt[value[0]]["inputs"]["model"] if value[1] == 0 else ["adapter", 0]
+    adapter, encoder = (next(Path(name).name for name in PUBLISHED if name.startswith(f"{kind}/")) for kind in ("ipadapter", "clip_vision"))
+    loaders = {
+        "adapter": {"class_type": "IPAdapterModelLoader", "inputs": {"ipadapter_file": adapter}},
+        "encoder": {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": encoder}},
+    }
+    return {key: node for key, node in prompt.items() if key not in unified} | loaders
 
 
 def versions(prompt: Prompt, picture: str, adapters: set[str]) -> dict[str, Prompt]:
@@ -53,7 +69,7 @@ def versions(prompt: Prompt, picture: str, adapters: set[str]) -> dict[str, Prom
     for title, changes in {"weight 0.5": {"weight": 0.5}, "weight 1": {"weight": 1.0}, "left half": {"weight": 1.0},
                            "style": {"weight": 1.0, "weight_type": "style transfer"}}.items():  # fmt: skip
         version = deepcopy(prompt)
-        applied = [node for node in version.values() if node["class_type"] == "IPAdapter"]
+        applied = [node for node in version.values() if node["class_type"] == "IPAdapterAdvanced"]
         for node in applied:
             node["inputs"].update(changes)
             if title == "left half":
