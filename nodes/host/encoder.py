@@ -52,7 +52,7 @@ def check_encoder(needed: Encoder, clip_vision: Any, adapter_name: str) -> None:
     if width is not None and width != needed.width:
         raise wrong_encoder(needed, width, adapter_name)
     size = getattr(clip_vision, "image_size", needed.size)
-    if size != needed.size:
+    if needed.file and size != needed.size:
         log.warning("%s was made with pictures of %d pixels, the connected encoder takes %d.", adapter_name, needed.size, size)
 
 

@@ -142,8 +142,7 @@ def saved_embeds(world: World, n: int, family: str) -> Shares:
         node = world.node("IPAdapterEncoder")()
         positive, negative = getattr(node, node.FUNCTION)(**encoded)[:2]
         save, load = world.node("IPAdapterSaveEmbeds")(), world.node("IPAdapterLoadEmbeds")()
-        getattr(save, save.FUNCTION)(positive, f"proof_{i}")
-        name = f"proof_{i}_00001_.ipadpt"
+        name = getattr(save, save.FUNCTION)(positive, f"proof_{i}")["ui"]["text"][0]
         (Path(folder_paths.get_output_directory()) / name).replace(Path(folder_paths.get_input_directory()) / name)
         (loaded,) = getattr(load, load.FUNCTION)(name)
         apply = world.node("IPAdapterEmbeds")()
