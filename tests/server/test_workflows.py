@@ -47,7 +47,7 @@ def prompts(rig):
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
 def test_the_adapter_changes_the_picture(path, rig, prompts):
-    """Every output node gives something (the loader shows what it took besides), and every picture that is saved is another one without the adapters."""
+    """Every output node gives something, others may show what they took; saved pictures are other ones without the adapters."""
     prompt = quick(prompts[path])
     entry = rig.server.wait(rig.server.queue(prompt))
     assert set(entry["outputs"]) >= {key for key, node in prompt.items() if rig.info[node["class_type"]]["output_node"]}
