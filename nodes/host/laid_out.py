@@ -118,13 +118,17 @@ class Masks:
 
 
 def size_of(count: int, options: Mapping[str, Any], chunks: Chunks) -> Size:
-    """(rows, columns) of a layer's `count` tokens, which core says unless another node merges tokens."""
+    """grid_of, for masks: told once where it is a guess."""
     shape = options.get("activations_shape") or (0, 0)
-    if shape[-2] * shape[-1] == count:
-        return shape[-2], shape[-1]
-    if shape[-2] * shape[-1]:
+    if shape[-2] * shape[-1] not in (0, count):
         tell_once("Another node merges the tokens that the adapter sees: where they lie is guessed, and attn_mask is not exact.")
-    return token_size(count, *chunks.size)
+    return grid_of(count, options, chunks)
+
+
+def grid_of(count: int, options: Mapping[str, Any], chunks: Chunks) -> Size:
+    """(rows, columns) of a layer's `count` tokens, which core says unless another node merges tokens; then a guess."""
+    shape = options.get("activations_shape") or (0, 0)
+    return (shape[-2], shape[-1]) if shape[-2] * shape[-1] == count else token_size(count, *chunks.size)
 
 
 def tell_unplaced(chunks: Chunks) -> None:

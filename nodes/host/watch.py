@@ -17,9 +17,10 @@ from torch import Tensor
 from ...ipadapter_core.attention_maps import attention_parts, cells_of, influence, map_size, to_map
 from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.layers import Layer
-from ...ipadapter_core.masks import Area, token_size
+from ...ipadapter_core.masks import Area
 from .application import Application
 from .chunks import SAMPLED, Chunks, tell_once
+from .laid_out import grid_of
 from .layer_patch import Acting
 
 WATCH = "ipadapter_watch"  # the Records of a watched model in transformer_options, a tuple
@@ -93,8 +94,7 @@ class Recorder:
         each, lengths = _seen(application, acting, layer, q, options)
         found = [influence(lengths, text), each.sum(-1), *([each.flatten(2)] if self.tokens else [])]
         values, size, group = torch.cat(found, -1), map_size(*self.size), _NUMBER[layer.name]
-        shape = tuple((options.get("activations_shape") or (0, 0))[-2:])
-        grid: Size = shape if shape[0] * shape[1] == q.shape[1] else token_size(q.shape[1], *chunks.size)  # type: ignore[assignment]
+        grid = grid_of(q.shape[1], options, chunks)
         key = Sums(application, group, q.device)
         with self.lock:
             if key not in self.sums:
