@@ -47,6 +47,11 @@ def edges(x: Tensor) -> Tensor:
     return weight / weight.mean()
 
 
+def distance(y: Tensor, x: Tensor) -> Tensor:
+    """How far pictures y are from x, edges counting more."""
+    return (edges(x) * ((y - x).abs() + 2 * (y - x).square())).mean()
+
+
 def train(pictures: Tensor, folder: Path, steps: int = STEPS) -> Any:
     """pictures [n, 3, 64, 64], uint8. Latents come out with about unit variance, as a UNet wants them."""
     model = new()
@@ -58,8 +63,7 @@ def train(pictures: Tensor, folder: Path, steps: int = STEPS) -> Any:
         y = model.decode(z + noise).sample
         coarse = l1_loss(interpolate(y, scale_factor=0.25, mode="area"), interpolate(x, scale_factor=0.25, mode="area"))
         spread = z.mean((0, 2, 3)).square().mean() + (z.std((0, 2, 3)) - 1).square().mean()
-        weight = edges(x)
-        return (weight * ((y - x).abs() + 2 * (y - x).square())).mean() + coarse + 0.05 * spread
+        return distance(y, x) + coarse + 0.05 * spread
 
     return fit(folder / "autoencoder.pt", model, loss, steps, 2e-3, decay=0.99, every=100)
 
@@ -71,8 +75,7 @@ def refine(model: Any, pictures: Tensor, latents: Tensor, folder: Path, steps: i
         g = generator("decoder", step)
         rows = torch.randint(len(pictures), (BATCH // 4,), generator=g)
         x, z = to_unit(pictures[rows]) * 2 - 1, latents[rows]
-        y = model.decode(z + 0.05 * torch.randn(z.shape, generator=g)).sample
-        return (edges(x) * ((y - x).abs() + 2 * (y - x).square())).mean()
+        return distance(model.decode(z + 0.05 * torch.randn(z.shape, generator=g)).sample, x)
 
     model.encoder.requires_grad_(False)
     return fit(folder / "decoder.pt", model, loss, steps, 1e-3, decay=0.99)

@@ -15,7 +15,7 @@ from training.loss import generator
 
 from .fit import fit
 from .pictures import draw_many, to_unit
-from .scenes import COLOURS, POSITIONS, SHAPES, SIZES, STYLES, Scene
+from .scenes import COLOURS, POSITIONS, SHAPES, SIZES, STYLES, Scene, get
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "shape": SHAPES, "colour": tuple(COLOURS), "size": tuple(SIZES), "position": tuple(POSITIONS),
@@ -50,10 +50,8 @@ class Reader(nn.Module):
 
 
 def labels(scenes: list[Scene], attributes: tuple[str, ...], thing: int = 0) -> dict[str, Tensor]:
-    def value(scene: Scene, name: str) -> str:
-        return scene.style if name == "style" else getattr(scene.things[thing], name)
-
-    return {name: torch.tensor([CHOICES[name].index(value(scene, name)) for scene in scenes]) for name in attributes}
+    """The place of each scene's value in CHOICES, for each attribute."""
+    return {name: torch.tensor([CHOICES[name].index(get(scene, name, thing)) for scene in scenes]) for name in attributes}
 
 
 def shaken(pictures: Tensor, g: torch.Generator) -> Tensor:

@@ -46,9 +46,9 @@ class Scene:
 ATTRIBUTES = ("shape", "colour", "size", "position", "background", "style")
 
 
-def get(scene: Scene, attribute: str) -> str:
-    """An attribute of a scene with one thing."""
-    return scene.style if attribute == "style" else getattr(scene.things[0], attribute)
+def get(scene: Scene, attribute: str, thing: int = 0) -> str:
+    """An attribute of one of a scene's things, or its style."""
+    return scene.style if attribute == "style" else getattr(scene.things[thing], attribute)
 
 
 def with_values(scene: Scene, values: dict[str, str]) -> Scene:
