@@ -162,6 +162,9 @@ def every(families: Sequence[str] = ("standard", "plus")) -> dict[str, Callable[
         found[f"{family}, text names the background"] = lambda w, n, f=family: text_and_picture(w, n, f)
         found[f"{family}, two halves by mask"] = lambda w, n, f=family: halves(w, n, f)
         found[f"{family}, negative picture"] = lambda w, n, f=family: negative(w, n, f)
+    for combine in ("concat", "average"):
+        found[f"standard, two references, {combine}"] = lambda w, n, c=combine: several(w, n, "standard", c)
+    found["standard, embeds saved and loaded"] = lambda w, n: saved_embeds(w, n, "standard")
     found["plus, start_at 0.3"] = lambda w, n: weighted(w, n, "plus", 1.0, start_at=0.3)
     found["plus, end_at 0.5"] = lambda w, n: weighted(w, n, "plus", 1.0, end_at=0.5)
     return found
