@@ -65,14 +65,14 @@ def test_another_picture_is_encoded_once(small, counted):
 # What a model call costs
 
 
-def prompted(small, *references, **given):
+def prompted(small, *references, model=None, **given):
     """Image Prompt with references of these (weight, region)s side by side."""
     chain = None
     for number, (weight, region) in enumerate(references):
         picture = dict(image=lab.images(1, tag=f"{number}"), weight=weight, role="everything", fit="center crop", tiles=2)
         chain = lab.call(small.pack["ImagePromptReference"], **picture, region=region, more=chain)[0]
     given = dict(join="side by side", method="as IPAdapter Plus", weight=0.8, clip_vision=small.encoder) | given
-    return lab.call(small.pack["ImagePrompt"], model=small.unet, ipadapter=small.adapter, reference=chain, **given)[0]
+    return lab.call(small.pack["ImagePrompt"], model=model or small.unet, ipadapter=small.adapter, reference=chain, **given)[0]
 
 
 CASES = {
@@ -86,6 +86,9 @@ CASES = {
     "references": lambda small: prompted(small, *[(0.9 - i / 10, None) for i in range(8)]),
     "references with regions": lambda small: prompted(small, *[(0.9 - i / 10, torch.rand(1, 20, 20)) for i in range(4)]),
     "curve as a window": lambda small: prompted(small, (0.9, None), weight_over_steps="0:1, 1:0.5"),
+    "four with curves as windows": lambda small: reduce(
+        lambda model, end: prompted(small, (0.9, None), model=model, weight_over_steps=f"0:1, 1:{end}"), (0.1, 0.2, 0.3, 0.4), None
+    ),
     "four with windows": lambda small: reduce(lambda model, end: small.apply(model, end_at=end), (0.9, 0.8, 0.95, 0.99), None),
 }
 

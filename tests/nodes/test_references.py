@@ -256,6 +256,21 @@ def test_a_curve_is_evaluated_once_a_call_and_lays_out_nothing_anew(small, monke
     assert one.layouts.made == 1
 
 
+def test_a_curve_compiles_nothing_anew_at_each_step(small):
+    """Of each block one graph for the first weight and one for any weight; a graph break is an error."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    blocks = [f"diffusion_model.{name}_blocks.{i}.1.transformer_blocks.0" for name, i in (("input", 2), ("output", 11))]
+    plain_one = prompt(small, chain(small, ("x", 1.0, A), ("y", 0.5, None)), weight_over_steps="0:1, 1:0.2")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = plain_one.clone()
+    set_torch_compile_wrapper(model, backend="eager", fullgraph=True, keys=blocks)
+    got = small.out(model, steps=6)
+    assert len(blocks) <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2 * len(blocks)
+    assert plain.error(got, small.out(plain_one, steps=6), small.out(small.unet, steps=6)) < ROUNDING
+
+
 @pytest.mark.parametrize("value", ["0:1, 1:1", [1.0, 1.0, 1.0], {"points": [[0, 1], [1, 1]]}])
 def test_an_even_curve_changes_nothing(small, value):
     assert torch.equal(small.out(prompt(small, refer(small), curve=value)), small.out(prompt(small, refer(small))))
@@ -289,7 +304,16 @@ def test_the_plot_draws_the_curve(small):
 BLACK = torch.zeros(1, 32, 32)
 RIGHT = torch.zeros(1, 64, 160)
 RIGHT[..., 150:] = 1
+
+
+def nobody():
+    from ipadapter_pack.ipadapter_core.references import References
+
+    return References()
+
+
 MISTAKES = [
+    (lambda small: prompt(small, nobody()), "reference input has no picture and no face"),
     (lambda small: prompt(small, None), "reference input has a NoneType, not references"),
     (lambda small: prompt(small, lab.images(1)), "reference input has a Tensor, not references"),
     (lambda small: refer(small, "cat.png"), "image input is not a picture but a str"),
