@@ -1,4 +1,4 @@
-"""What Image Prompt costs: a model call with references side by side, with regions, each by itself, and with a weight over the steps."""
+"""What Image Prompt costs: references side by side, with regions, each by itself, with a weight over the steps, and watched."""
 
 from typing import Any, NamedTuple
 
@@ -19,7 +19,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "16 references, each its own weight and region": {"count": 16, "regions": True},
     "4 references, each by itself": {"count": 4, "join": "each by itself"},
     "1 reference with a curve over the steps": {"count": 1, "weight_over_steps": CURVE},
+    "1 reference, watched": {"count": 1, "watched": True},
+    "16 references, each its own weight, watched": {"count": 16, "watched": True},
 }
+MOST = 8  # operations per layer, side by side and not watched
 
 
 class Cost(NamedTuple):
@@ -31,8 +34,13 @@ class Cost(NamedTuple):
     syncs: int
     held: int
 
+    @property
+    def target(self) -> tuple[str, bool | None]:
+        how = KINDS[self.kind]
+        return ("", None) if how.get("watched") or "join" in how else (f"at most {MOST}", self.operations <= MOST)
 
-def prompted(bench: Bench, count: int, regions: bool = False, join: str = "side by side", **inputs: Any) -> Any:
+
+def prompted(bench: Bench, count: int, regions: bool = False, join: str = "side by side", watched: bool = False, **inputs: Any) -> Any:
     chain = None
     for number in range(count):
         region = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(number)) if regions else None
@@ -40,7 +48,8 @@ def prompted(bench: Bench, count: int, regions: bool = False, join: str = "side 
         chain = lab.call(bench.pack["ImagePromptReference"], **given, region=region, more=chain)[0]
     given = dict(model=bench.unet, ipadapter=bench.adapter, reference=chain, weight=0.8, clip_vision=bench.encoder)
     with torch.inference_mode():
-        return lab.call(bench.pack["ImagePrompt"], **given, join=join, method="as published", **inputs)[0]
+        model = lab.call(bench.pack["ImagePrompt"], **given, join=join, method="as published", **inputs)[0]
+    return lab.call(bench.pack["WatchImagePrompt"], model=model)[0] if watched else model
 
 
 def costs(bench: Bench) -> list[Cost]:

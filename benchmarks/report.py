@@ -5,6 +5,7 @@ from measure import LAYERS, Bench
 from references import costs, curve_graphs
 
 Row = tuple[str, str, str, bool | None]
+MET = {None: "", True: "met", False: "MISSED"}
 
 
 def rows(bench: Bench) -> list[Row]:
@@ -54,21 +55,22 @@ def reference_tables(bench: Bench, markdown: bool) -> None:
     """What Image Prompt costs; at most 8 operations per layer side by side, whatever the number."""
     lines = []
     for one in costs(bench):
-        lines.append((one.kind, f"{one.ratio - 1:+.1%}", f"{one.operations:.2f}", f"{one.syncs}", f"{one.held / 1e6:.2f} MB"))
-    head = ("", "time of a call", "operations per layer", "host synchronisations", "held")
+        target, ok = one.target
+        figures = f"{one.ratio - 1:+.1%}", f"{one.operations:.2f}", target, MET[ok], f"{one.syncs}", f"{one.held / 1e6:.2f} MB"
+        lines.append((one.kind, *figures))
+    head = ("", "time of a call", "operations per layer", "target", "", "host synchronisations", "held")
     print_table(f"{bench.title}: Image Prompt", head, lines, markdown)
     breaks, graphs = curve_graphs(bench)
     print(f"A curve under torch.compile: {breaks} graph breaks added; graphs made new at five steps: {', '.join(map(str, graphs))}\n")
 
 
 def print_tables(bench: Bench, markdown: bool) -> None:
-    met = {None: "", True: "met", False: "MISSED"}
-    figures = [(what, figure, target, met[ok]) for what, figure, target, ok in rows(bench)]
+    figures = [(what, figure, target, MET[ok]) for what, figure, target, ok in rows(bench)]
     print_table(bench.title, ("", "figure", "target", ""), figures, markdown)
     if bench.full:
         return
     if bench.insightface is None:
-        layouts = [(what, figure, target, met[ok]) for what, figure, target, ok in layout_rows(bench)]
+        layouts = [(what, figure, target, MET[ok]) for what, figure, target, ok in layout_rows(bench)]
         print_table(f"{bench.title}: layouts", ("", "figure", "target", ""), layouts, markdown)
         reference_tables(bench, markdown)
     growth = []
