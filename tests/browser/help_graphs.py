@@ -59,6 +59,12 @@ def prompted(column: int, **values: Any) -> tuple[Any, ...]:
     return column, "ImagePrompt", {**sources, **values}, (330, 0)
 
 
+def found(column: int) -> tuple[Any, ...]:
+    return column, "ImagePromptLoader", {"model": "@checkpoint.MODEL"}, (330, 0)
+
+
+REFERRED: Graph = {**CHECKPOINT, "picture": picture(-1), "loader": found(-1), "reference": referred(-1)}
+
 GRAPHS: dict[str, Graph] = {
     "ImagePrompt": {
         **START,
@@ -81,6 +87,38 @@ GRAPHS: dict[str, Graph] = {
         "load": (0, "IPAdapterLoadFaceEmbeds", {"face_embeds": "portrait_00001.faces.safetensors"}, (350, 0)),
         "reference": (1, "ImagePromptFaceReference", {"face_embeds": "@load.face_embeds"}),
         "apply": prompted(2, model="@loader.MODEL"),
+    },
+    "ImagePromptLoader": {
+        "checkpoint": (0, "CheckpointLoaderSimple", {"ckpt_name": SD15}),
+        "picture": picture(size=(270, 230)),
+        "loader": found(1),
+        "reference": referred(1),
+        "apply": prompted(2),
+    },
+    "WatchImagePrompt": {
+        **REFERRED,
+        "apply": prompted(0),
+        "watch": (1, "WatchImagePrompt", {"model": "@apply.MODEL"}),
+        "sampler": (2, "KSampler", {"model": "@watch.model", "steps": 20, "seed": 42, "control_after_generate": "fixed"}),
+        "maps": (3, "ImagePromptAttention", {"record": "@watch.record", "latent": "@sampler.LATENT"}, (330, 0)),
+    },
+    "ImagePromptAttention": {
+        **REFERRED,
+        "apply": prompted(-1),
+        "watch": (0, "WatchImagePrompt", {"model": "@apply.MODEL"}),
+        "sampler": (1, "KSampler", {"model": "@watch.model", "steps": 20, "seed": 42, "control_after_generate": "fixed"}),
+        "decode": (2, "VAEDecode", {"samples": "@sampler.LATENT", "vae": "@checkpoint.VAE"}),
+        "maps": (3, "ImagePromptAttention", {"record": "@watch.record", "latent": "@sampler.LATENT", "image": "@decode.IMAGE"}, (330, 0)),
+    },
+    "ImagePromptLikeness": {
+        **REFERRED,
+        "apply": prompted(-1),
+        "picture": picture(),
+        "sampler": (-1, "KSampler", {"model": "@apply.MODEL"}),
+        "decode": (0, "VAEDecode", {"samples": "@sampler.LATENT", "vae": "@checkpoint.VAE"}),
+        "likeness": (1, "ImagePromptLikeness", {
+            "image": "@decode.IMAGE", "reference": "@picture.IMAGE", "ipadapter": "@loader.ipadapter",
+        }, (330, 0)),
     },
     "IPAdapter": {
         "checkpoint": (0, "CheckpointLoaderSimple", {"ckpt_name": SD15}),
