@@ -1,5 +1,6 @@
 """The blueprints in subgraphs/: the server lists them, the editor's search finds them, and they do what their nodes do."""
 
+import copy
 import json
 
 import jsonschema
@@ -11,7 +12,29 @@ from support.editor import changes
 from support.rig import PACK, REPO, SUPPORT, adapter_nodes
 
 FILES = sorted((REPO / "subgraphs").glob("*.json"))
-SAME = {"Image prompt": "simple", "Style from picture": "style", "Face": "face_id"}  # the example with the same nodes and settings
+CHECKPOINT, PICTURE = ("CheckpointLoaderSimple", 0), ("LoadImage", 0)  # a tuple is a link: the class of a node, and the output
+LOADER = dict(model=CHECKPOINT, adapter="auto", lora_strength=0.6, provider="CPU")
+REFERENCE = dict(image=PICTURE, weight=1, role="everything", fit="center crop", tiles=2)
+PROMPT = dict(join="side by side", method="as published", weight_over_steps="", layers="everything", start_at=0, end_at=1)
+LOADED = dict(model=("ImagePromptLoader", 0), ipadapter=("ImagePromptLoader", 1), reference=("ImagePromptReference", 0))
+FACES = dict(model=("IPAdapterUnifiedLoaderFaceID", 0), ipadapter=("IPAdapterUnifiedLoaderFaceID", 1))
+NODES = {  # blueprint -> (an example that it is put into, in place of the pack's nodes there; the nodes that it stands for)
+    "Image prompt from a picture": ("simple", {
+        "ImagePromptLoader": LOADER, "ImagePromptReference": REFERENCE, "ImagePrompt": {**PROMPT, **LOADED, "weight": 0.75},
+    }),
+    "Image prompt from a style": ("style", {
+        "ImagePromptLoader": LOADER,
+        "ImagePromptReference": {**REFERENCE, "role": "style"},
+        "ImagePrompt": {**PROMPT, **LOADED, "weight": 1},
+    }),
+    "Image prompt from a face": ("face_id", {
+        "IPAdapterUnifiedLoaderFaceID": dict(model=CHECKPOINT, preset="FACEID PLUS V2", lora_strength=0.6, provider="CPU"),
+        "IPAdapterInsightFaceLoader": dict(provider="CPU", model_name="buffalo_l"),
+        "IPAdapterFaceEmbeds": dict(insightface=("IPAdapterInsightFaceLoader", 0), image=PICTURE, faces="largest"),
+        "ImagePromptFaceReference": dict(face_embeds=("IPAdapterFaceEmbeds", 0), weight=1, role="everything"),
+        "ImagePrompt": {**PROMPT, **FACES, "reference": ("ImagePromptFaceReference", 0), "weight": 0.8},
+    }),
+}  # fmt: skip
 EMPTY_SPOT = """async () => {
     window.app.canvas.ds.offset = [9000, 9000]
     window.app.canvas.setDirty(true, true)
@@ -40,17 +63,34 @@ def work(prompt):
     """What the pack's and the sampler's nodes are told, whatever the numbers of the nodes."""
     return {
         node["class_type"]: {
-            name: prompt[value[0]]["class_type"] if isinstance(value, list) else value for name, value in node["inputs"].items()
+            name: (prompt[value[0]]["class_type"], value[1]) if isinstance(value, list) else value for name, value in node["inputs"].items()
         }
         for node in prompt.values()
         if node["class_type"] in adapter_nodes() | {"KSampler"}
     }
 
 
+def written_out(prompt, nodes):
+    """The prompt with these nodes in place of the pack's, the sampler and a preview connected to them."""
+    made = {key: node for key, node in copy.deepcopy(prompt).items() if node["class_type"] not in adapter_nodes()}
+    keys = {node["class_type"]: key for key, node in made.items()} | {kind: kind for kind in nodes}
+
+    def linked(value):
+        return [keys[value[0]], value[1]] if isinstance(value, tuple) else value
+
+    made |= {
+        kind: {"class_type": kind, "inputs": {name: linked(value) for name, value in inputs.items()}} for kind, inputs in nodes.items()
+    }
+    made[keys["KSampler"]]["inputs"]["model"] = ["ImagePrompt", 0]
+    if "PreviewImage" in keys:
+        made[keys["PreviewImage"]]["inputs"]["images"] = ["IPAdapterFaceEmbeds", 1]
+    return made
+
+
 def test_there_are_three_and_the_server_lists_them(rig):
     listed = rig.server.get("/global_subgraphs")
-    assert {(entry["name"], entry["info"]["node_pack"]) for entry in listed.values()} == {(name, f"custom_nodes.{PACK}") for name in SAME}
-    assert {path.stem for path in FILES} == set(SAME)
+    assert {(entry["name"], entry["info"]["node_pack"]) for entry in listed.values()} == {(name, f"custom_nodes.{PACK}") for name in NODES}
+    assert {path.stem for path in FILES} == set(NODES)
     for key, entry in listed.items():
         assert json.loads(rig.server.get(f"/global_subgraphs/{key}")["data"]) == read(REPO / "subgraphs" / f"{entry['name']}.json")
 
@@ -61,9 +101,9 @@ def test_schema_and_addresses(path):
     jsonschema.validate(blueprint, read(SUPPORT / "workflow.schema.json"), jsonschema.Draft202012Validator)
     (node,), (graph,) = blueprint["nodes"], blueprint["definitions"]["subgraphs"]
     assert node["type"] == graph["id"] and graph["name"] == path.stem and blueprint["extra"]["BlueprintDescription"].endswith(".")
-    examples = {inner["type"]: inner["properties"] for inner in read(REPO / "workflows" / f"{SAME[path.stem]}.json")["nodes"]}
+    examples = [inner for file in sorted((REPO / "workflows").glob("*.json")) for inner in read(file)["nodes"]]
     for inner in graph["nodes"]:
-        here, there = dict(inner["properties"]), dict(examples[inner["type"]])
+        here, there = (dict(one["properties"]) for one in (inner, next(one for one in examples if one["type"] == inner["type"])))
         models = here.pop("models", [])
         assert all(model in models for model in there.pop("models", []))  # and those for the other base
         assert here == there
@@ -79,8 +119,10 @@ def test_is_opened_and_saved_without_a_difference(path, editor):
 
 @every_blueprint
 def test_is_put_in_by_the_search_and_gives_the_picture_of_its_nodes(path, rig, editor, tmp_path):
-    example = REPO / "workflows" / f"{SAME[path.stem]}.json"
-    plain = rig.prompt(example)
+    example, nodes = NODES[path.stem]
+    example = REPO / "workflows" / f"{example}.json"
+    plain = written_out(rig.prompt(example), nodes)
+    rig.provide(plain)
     editor.refresh()
     editor.load(read(example))
     editor.page.evaluate(EMPTY_SPOT)
@@ -89,8 +131,6 @@ def test_is_put_in_by_the_search_and_gives_the_picture_of_its_nodes(path, rig, e
     search.fill(path.stem)
     editor.page.locator(".comfy-vue-node-search-container").get_by_text(path.stem, exact=True).first.wait_for()
     focused = editor.page.locator(".p-autocomplete-option.p-focus")
-    if "Subgraph Blueprints" not in focused.inner_text():  # the node of that name, whose capitals alone differ, comes first
-        search.press("ArrowDown")
     assert focused.inner_text().split() == [*path.stem.split(), "Subgraph", "Blueprints", PACK]
     search.press("Enter")
     editor.page.wait_for_function("window.app.graph.nodes.some(node => node.isSubgraphNode())")
@@ -107,6 +147,19 @@ def test_is_put_in_by_the_search_and_gives_the_picture_of_its_nodes(path, rig, e
         if node["class_type"] == "KSampler":
             node["inputs"]["steps"] = 3
     assert rig.server.run(prompt) == rig.server.run(plain)
+
+
+def test_a_blueprint_of_before_keeps_its_nodes(rig, editor):
+    """Saved in a workflow by the name that it had in version 0.1: it is told what the example with its nodes is told."""
+    example = REPO / "workflows" / "face_id.json"
+    plain = rig.prompt(example)
+    graph, before = read(example), read(SUPPORT / "blueprint_before.json")
+    graph["definitions"] = before["definitions"]
+    graph["nodes"].append({**before["nodes"][0], "id": 900, "pos": [0, 2000], "order": len(graph["nodes"])})
+    editor.refresh()
+    editor.load(graph)
+    editor.page.evaluate(CONNECTED, sorted(adapter_nodes()))
+    assert work(editor.prompt()) == work(plain)
 
 
 def test_a_blueprint_is_no_workflow_for_the_server(rig):
