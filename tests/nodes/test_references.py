@@ -184,6 +184,18 @@ def test_as_ipadapter_plus_equals_the_established_node(small, reference, given, 
     assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("fit", ["pad", "stretch", "tiles"])
+def test_fit_and_mask_of_picture_as_the_encoder_node_has_them(small, fit):
+    picture, mask = lab.images(1, 64, 160), 1 - RIGHT
+    given = dict(ipadapter=small.adapter, clip_vision=small.encoder)
+    encode = small.pack["IPAdapterEncoderAdvanced"]
+    positive, negative = lab.call(encode, **given, image=picture, weight=1.0, fit=fit, tiles=2, size=0, mask=mask)
+    how = dict(weight=0.8, weight_type="linear", start_at=0.0, end_at=1.0, embeds_scaling="V only")
+    want = lab.call(small.pack["IPAdapterEmbeds"], model=small.unet, pos_embed=positive, neg_embed=negative, **given, **how)[0]
+    got = prompt(small, refer(small, picture, fit=fit, mask_of_picture=mask))
+    assert torch.equal(small.out(got), small.out(want))
+
+
 def test_families_that_read_all_tokens_see_black_there(pack, comfy, small):
     files = AdapterFiles(comfy / "models" / "ipadapter")
     adapter, encoder = lab.call(pack["IPAdapterModelLoader"], ipadapter_file=files["plus", "sd15"])[0], lab.clip_vision()
