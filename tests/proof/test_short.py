@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from support import measures
+from support import measure_maps, measures
 from support.proof import Share
 from support.world_models import MODELS
 
@@ -54,3 +54,9 @@ def test_masks(tiny_world):
 
 def test_saved_embeds(tiny_world):
     assert measures.saved_embeds(tiny_world, 3, "standard")["identical pictures"].value == 1
+
+
+def test_maps_lie_where_the_shape_came_out(tiny_world):
+    found = measure_maps.maps(tiny_world, COUNT, "standard")
+    own, other = (found[f"up layers: highest cell on the shape{whose}"] for whose in ("", " (map of the next picture)"))
+    assert own.interval[0] > other.interval[1], f"{own} with its own map, {other} with another picture's"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from support.measure_maps import maps
 from support.proof import Share, World
 
 Shares = dict[str, Share]
@@ -161,6 +162,7 @@ def every(families: Sequence[str] = ("standard", "plus")) -> dict[str, Callable[
             found[f"{family}, weight {weight:g}"] = lambda w, n, f=family, x=weight: weighted(w, n, f, x)
         found[f"{family}, text names the background"] = lambda w, n, f=family: text_and_picture(w, n, f)
         found[f"{family}, two halves by mask"] = lambda w, n, f=family: halves(w, n, f)
+        found[f"{family}, maps"] = lambda w, n, f=family: maps(w, n, f)
         found[f"{family}, negative picture"] = lambda w, n, f=family: negative(w, n, f)
     for combine in ("concat", "average"):
         found[f"standard, two references, {combine}"] = lambda w, n, c=combine: several(w, n, "standard", c)
