@@ -13,7 +13,7 @@ from . import unet
 from .fit import fit
 from .scenes import Scene
 
-STEPS, RATE, RANK = 300, 3e-4, 8
+STEPS, RATE, RANK = 300, 3e-4, 4
 
 
 def train(model: unet.Model, scenes: list[Scene], latents: Tensor, tokens: CLIPTokenizer, folder: Path, steps: int = STEPS) -> unet.Model:
