@@ -21,9 +21,7 @@ SHOWN = (  # shape, colour, background, size, position, style
 )
 SIDE, SCALE = 64, 2
 UNIFIED = ("IPAdapterUnifiedLoader", "ImagePromptLoader")
-FILES = {file.split("/")[0]: Path(name).name for name, file in PUBLISHED.items()} | {
-    family: next(Path(name).name for name, file in PUBLISHED.items() if file.endswith(f"{family}.safetensors")) for family in ("standard", "plus")
-}  # fmt: skip
+FILES = {Path(file).stem.split("_")[-1] if "_" in file else file.split("/")[0]: Path(name).name for name, file in PUBLISHED.items()}
 
 
 def references(scenes: Any) -> Iterator[tuple[str, Any, Image.Image]]:
