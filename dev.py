@@ -235,6 +235,12 @@ def workflows(arguments: list[str]) -> None:
     run(python, TESTS / "browser" / "check_workflows.py", *arguments, env=variables)
 
 
+def thumbnails(arguments: list[str]) -> None:
+    """Make the pictures of the examples in the template browser, with the tiny world (options: thumbnails --help)."""
+    python, comfyui = environment()
+    run(python, TESTS / "support" / "thumbnails.py", "--comfyui", comfyui, *arguments)
+
+
 def pictures(arguments: list[str]) -> None:
     """Make the pictures of the help pages in the real frontend (options: pictures --help)."""
     python, comfyui = environment()
@@ -245,7 +251,7 @@ def pictures(arguments: list[str]) -> None:
 COMMANDS = {
     "demo": demo, "test": test, "lint": lint, "bench": bench, "large": large, "soak": soak, "fuzz": fuzz, "train": train,
     "world": world, "proof": proof,
-    "server": server, "workflows": workflows, "pictures": pictures, "setup": setup,
+    "server": server, "workflows": workflows, "thumbnails": thumbnails, "pictures": pictures, "setup": setup,
 }
 
 

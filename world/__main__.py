@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from . import adapters, autoencoder, layout, reader, text, unet, vision
+from . import adapters, autoencoder, layout, outlined, reader, text, unet, vision
 from .pictures import draw_many, pool, to_unit
 
 REPO = Path(__file__).resolve().parents[1]
@@ -81,7 +81,18 @@ class World:
             file = self.timed(family, lambda: adapters.train(WORK / "base", WORK / "encoder", WORK, family, steps))  # noqa: B023
             (MODELS / "ipadapter").mkdir(exist_ok=True)
             shutil.copy(file, MODELS / "ipadapter" / f"tiny-world_{family}.safetensors")
+        self.fine_tuned(scenes)
         (MODELS / "figures.json").write_text(json.dumps(self.figures, indent=1) + "\n")
+
+    def fine_tuned(self, scenes: Any) -> None:
+        """A checkpoint in WORK, too large to be committed, and a LoRA beside the models."""
+        tokens, file = text.tokenizer(self.tokenizer), MODELS / "checkpoints" / "tiny-world.safetensors"
+        before, (after, vae) = layout.load_checkpoint(file, tokens)[0], layout.load_checkpoint(file, tokens)
+        latents = torch.load(WORK / "latents.pt", weights_only=True)
+        self.timed("fine-tuned UNet", lambda: outlined.train(after, scenes, latents, tokens, WORK, self.steps(outlined.STEPS)))
+        layout.save_checkpoint(WORK / "tiny-world-outlined.safetensors", after, vae)
+        (MODELS / "loras").mkdir(exist_ok=True)
+        outlined.save_lora(MODELS / "loras" / "tiny-world-outlined.safetensors", before.unet, after.unet)
 
     def save(self, model: unet.Model, vae: Any, encoder: Any) -> None:
         """The files for ComfyUI, and what they hold once more in diffusers' and transformers' layout for the trainer."""

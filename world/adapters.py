@@ -1,6 +1,6 @@
 """The adapters, trained with this repository's own trainer on the frozen UNet.
 
-Every sample has a reference: another drawing of what the picture shows, except for what the caption says, which half of the
+Every sample has a reference: another drawing of what the picture shows, except for what the caption says, which DIFFERS of the
 references show differently. So the text decides what it names, and the picture decides the rest.
 """
 
@@ -18,7 +18,8 @@ from training.precompute import precompute
 
 from .scenes import ATTRIBUTES, Scene, caption, draw, get, random_scene, with_values
 
-COUNT, BATCH, STEPS, RATE = 6000, 32, 900, 1e-3
+COUNT, BATCH, STEPS, RATE = 9000, 32, 3000, 1e-3
+DIFFERS = 0.6  # of the references whose caption names something
 PLUS_WIDTH = 64
 FAMILIES = ("standard", "plus")
 
@@ -27,8 +28,8 @@ def sample(index: int) -> tuple[Scene, frozenset[str], Scene]:
     """What is drawn, what the caption says of it, and what the reference shows."""
     rng = random.Random(f"adapter {index}")
     scene = random_scene(rng, 0.2)
-    said = frozenset(rng.sample(ATTRIBUTES, rng.choice((0, 0, 0, 1, 2, 3))))
-    if len(scene.things) == 2 or rng.random() < 0.5:
+    said = frozenset(rng.sample(ATTRIBUTES, rng.choice((0, 0, 1, 1, 2, 3))))
+    if len(scene.things) == 2 or rng.random() >= DIFFERS:
         return scene, said, scene
     other = random_scene(rng, 0.0)
     values = {name: get(other, name) for name in said}
@@ -59,7 +60,7 @@ def train(base: Path, encoder: Path, folder: Path, family: str, steps: int = STE
         precompute(Precompute(**common, data=str(folder / "data"), out=str(features)))
     settings = Settings(
         **common, data=str(features), out=str(folder / "adapters"), name=f"world_{family}", steps=steps, learning_rate=RATE,
-        schedule="cosine", warmup=50, min_snr=5.0, ema=0.99, plus_width=PLUS_WIDTH if family == "plus" else 0, save_every=200, resume=True,
+        schedule="cosine", warmup=50, min_snr=5.0, ema=0.99, plus_width=PLUS_WIDTH if family == "plus" else 0, save_every=500, resume=True,
     )  # fmt: skip
     file = run(settings).file
     assert file

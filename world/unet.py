@@ -21,7 +21,7 @@ from .scenes import Scene, caption, random_said
 
 WIDTHS = (64, 64, 64, 64)
 HEADS = 4
-BATCH, STEPS, RATE = 32, 4600, 8e-4
+BATCH, STEPS, RATE = 32, 7000, 8e-4
 TEXT_STEPS = 1000  # after these the text encoder stays as it is, which saves a quarter of the time
 NO_TEXT = 0.1
 GAMMA = 5.0  # of min-SNR weighting (arXiv 2303.09556)
@@ -54,7 +54,10 @@ def scheduler() -> Any:
 class Loss:
     """Noise prediction with min-SNR weights; which picture, noise, time and caption is drawn depends on the step alone."""
 
-    def __init__(self, model: Model, tokens: CLIPTokenizer, scenes: list[Scene], latents: Tensor, seed: str):
+    def __init__(
+        self, model: Model, tokens: CLIPTokenizer, scenes: list[Scene], latents: Tensor, seed: str, text_steps: int = TEXT_STEPS
+    ):
+        self.text_steps = text_steps
         self.model, self.tokens, self.scenes, self.latents, self.seed = model, tokens, scenes, latents, seed
         self.schedule = scheduler()
         alphas = self.schedule.alphas_cumprod
@@ -65,7 +68,7 @@ class Loss:
         g, rng = generator(self.seed, step), random.Random(f"{self.seed} {step}")
         rows = torch.randint(len(self.scenes), (BATCH,), generator=g)
         captions = ["" if rng.random() < NO_TEXT else caption(self.scenes[row], random_said(rng)) for row in rows.tolist()]
-        with torch.set_grad_enabled(step < TEXT_STEPS):
+        with torch.set_grad_enabled(step < self.text_steps):
             states = self.model.text(text.ids(self.tokens, captions)).last_hidden_state
         clean = self.latents[rows]
         noise = torch.randn(clean.shape, generator=g)

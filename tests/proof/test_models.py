@@ -1,8 +1,11 @@
 """The world's files mean the same to ComfyUI as to diffusers and transformers, and the reader reads what was drawn."""
 
+import json
+
 import pytest
 import torch
 
+from support import proof_table
 from support.world_models import MODELS, readers
 
 CAPTION = "a big red star on the left, blue background, dotted"
@@ -82,3 +85,8 @@ def test_readers(tiny_world):
 
 def test_files_are_small(tiny_world):
     assert sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file()) <= 25_000_000
+
+
+def test_the_readme_has_the_measured_figures():
+    figures = json.loads((MODELS / "proof.json").read_text())
+    assert proof_table.tables(figures) in proof_table.README.read_text(encoding="utf-8")

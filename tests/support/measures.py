@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from support.measure_maps import maps
 from support.proof import Share, World
 
 Shares = dict[str, Share]
 MAIN = ("shape", "colour", "background")
 ALL = ("shape", "colour", "background", "position", "size", "style")
 NEUTRAL = "a picture"
+TWO_SHAPES = "a shape on the left, a shape on the right"
 
 
 def neutral(n: int) -> list[str]:
     return [NEUTRAL] * n
-
-
-def prefixed(name: str, shares: Shares) -> Shares:
-    return {f"{name}: {one}": share for one, share in shares.items()}
 
 
 def text_alone(world: World, n: int) -> Shares:
@@ -39,24 +35,26 @@ def text_alone(world: World, n: int) -> Shares:
     return {"shape and colour": both, **world.agreement(made, wanted, ALL)}
 
 
-def weighted(world: World, n: int, family: str, weight: float, **options: Any) -> Shares:
-    """Neutral text, a reference for each picture."""
+def single(world: World, n: int, model_of: Callable[[Tensor, int], Any]) -> Shares:
+    """Neutral text, a reference for each picture; model_of(references, first) gives the model of a batch."""
     wanted, pictures = world.references("single", n)
-    made = world.made(pictures, neutral(n), lambda part, first: world.apply(family, part, weight, **options))
-    return world.agreement(made, wanted, ALL)
+    return world.agreement(world.made(pictures, neutral(n), model_of), wanted, ALL)
+
+
+def weighted(world: World, n: int, family: str, weight: float, model: Any = None, **options: Any) -> Shares:
+    return single(world, n, lambda part, first: world.apply(family, part, weight, model, **options))
 
 
 def without(world: World, n: int) -> Shares:
     """The base's own rate: neutral text and no adapter, read against the same references."""
-    wanted, pictures = world.references("single", n)
-    return world.agreement(world.made(pictures, neutral(n), lambda part, first: world.model), wanted, ALL)
+    return single(world, n, lambda part, first: world.model)
 
 
-def text_and_picture(world: World, n: int, family: str) -> Shares:
+def text_and_picture(world: World, n: int, family: str, weight: float = 1.0) -> Shares:
     """The text names the background, the picture shows shape and another background."""
     wanted, pictures = world.references("single", n)
     others = [next(one for one in world.scenes.COLOURS if one not in (s.things[0].colour, s.things[0].background)) for s in wanted]
-    made = world.made(pictures, [f"{one} background" for one in others], lambda part, first: world.apply(family, part))
+    made = world.made(pictures, [f"{one} background" for one in others], lambda part, first: world.apply(family, part, weight))
     found = world.read(made)
     shape = [a["shape"] == scene.things[0].shape for a, scene in zip(found, wanted, strict=True)]
     background = [a["background"] == one for a, one in zip(found, others, strict=True)]
@@ -65,18 +63,18 @@ def text_and_picture(world: World, n: int, family: str) -> Shares:
 
 
 def sides(world: World, n: int) -> tuple[list[Any], Tensor, list[Any], Tensor]:
-    """References with a thing on the left, and as many with one on the right."""
+    """References with a small thing on the left, which fits into that half, and as many with one on the right."""
     found = []
     for side in ("left", "right"):
         drawn = [world.scenes.scene_and_picture(f"proof {side} {i}", 0.0)[0] for i in range(n)]
-        scenes = [replace(one, things=(replace(one.things[0], position=side),)) for one in drawn]
+        scenes = [replace(one, things=(replace(one.things[0], position=side, size="small"),)) for one in drawn]
         pictures = [world.pictures.as_tensor(world.scenes.draw(one, random.Random(f"{side} {i}"))) for i, one in enumerate(scenes)]
         found += [scenes, torch.stack(pictures).movedim(1, -1).float() / 255]
     return tuple(found)  # type: ignore[return-value]
 
 
 def halves(world: World, n: int, family: str, weight: float = 1.0) -> Shares:
-    """Two references in the two halves of a picture by attn_mask."""
+    """Two references in the two halves of a picture by attn_mask; the text says that there are two shapes, not which."""
     left, left_pictures, right, right_pictures = sides(world, n)
     masks = torch.zeros(2, 1, 64, 64)
     masks[0, ..., :32] = masks[1, ..., 32:] = 1
@@ -85,7 +83,7 @@ def halves(world: World, n: int, family: str, weight: float = 1.0) -> Shares:
         model = world.apply(family, part, weight, attn_mask=masks[0])
         return world.apply(family, right_pictures[first : first + len(part)], weight, model=model, attn_mask=masks[1])
 
-    made = world.made(left_pictures, neutral(n), model_of)
+    made = world.made(left_pictures, [TWO_SHAPES] * n, model_of)
     shares: Shares = {}
     for side, scenes in enumerate((left, right)):
         found = world.read(made, side)
@@ -152,21 +150,3 @@ def saved_embeds(world: World, n: int, family: str) -> Shares:
         models = [getattr(apply, apply.FUNCTION)(pos_embed=embeds, **given)[0] for embeds in (positive, loaded)]
         same += torch.equal(*(world.sample(model, [NEUTRAL], i) for model in models))
     return {"identical pictures": Share(same, n)}
-
-
-def every(families: Sequence[str] = ("standard", "plus")) -> dict[str, Callable[[World, int], Shares]]:
-    """All measures by their names in the table."""
-    found: dict[str, Callable[[World, int], Shares]] = {"text alone": text_alone, "neutral text, no adapter": without}
-    for family in families:
-        for weight in (0.0, 0.25, 0.5, 0.75, 1.0):
-            found[f"{family}, weight {weight:g}"] = lambda w, n, f=family, x=weight: weighted(w, n, f, x)
-        found[f"{family}, text names the background"] = lambda w, n, f=family: text_and_picture(w, n, f)
-        found[f"{family}, two halves by mask"] = lambda w, n, f=family: halves(w, n, f)
-        found[f"{family}, maps"] = lambda w, n, f=family: maps(w, n, f)
-        found[f"{family}, negative picture"] = lambda w, n, f=family: negative(w, n, f)
-    for combine in ("concat", "average"):
-        found[f"standard, two references, {combine}"] = lambda w, n, c=combine: several(w, n, "standard", c)
-    found["standard, embeds saved and loaded"] = lambda w, n: saved_embeds(w, n, "standard")
-    found["plus, start_at 0.3"] = lambda w, n: weighted(w, n, "plus", 1.0, start_at=0.3)
-    found["plus, end_at 0.5"] = lambda w, n: weighted(w, n, "plus", 1.0, end_at=0.5)
-    return found

@@ -51,7 +51,7 @@ class World:
         from world import pictures, scenes
 
         lab.load_module("tiny_models_pack", Path(__file__).parent / "tiny_models_pack")
-        for kind in ("checkpoints", "clip_vision", "ipadapter"):
+        for kind in ("checkpoints", "clip_vision", "ipadapter", "loras"):
             folder_paths.add_model_folder_path(kind, str(MODELS / kind))
         core: Any = nodes
         self.scenes, self.pictures, self.nodes, self.pack = scenes, pictures, core, pack

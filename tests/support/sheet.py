@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from support.convert import Prompt, without_adapters
+from support.convert import Prompt, inputs_of, without_adapters
 from support.world_models import PUBLISHED, readers, scenes_module
 
 SHOWN = (  # shape, colour, background, size, position, style
@@ -20,6 +20,8 @@ SHOWN = (  # shape, colour, background, size, position, style
     "circle green yellow small bottom outlined",
 )
 SIDE, SCALE = 64, 2
+UNIFIED = ("IPAdapterUnifiedLoader", "ImagePromptLoader")
+FILES = {Path(file).stem.split("_")[-1] if "_" in file else file.split("/")[0]: Path(name).name for name, file in PUBLISHED.items()}
 
 
 def references(scenes: Any) -> Iterator[tuple[str, Any, Image.Image]]:
@@ -30,32 +32,45 @@ def references(scenes: Any) -> Iterator[tuple[str, Any, Image.Image]]:
         yield f"world_{i}.png", scene, scenes.draw(scene, random.Random(f"demo {i}"))
 
 
-def in_the_world(prompt: Prompt) -> Prompt:
-    """A workflow's prompt at the world's size and in its words: neutral text, no negative text.
+def in_the_world(prompt: Prompt, info: dict[str, Any]) -> Prompt:
+    """A workflow's prompt at the world's size and in its words: neutral text, no negative text, files by their published names.
 
     The loader of presets knows the published files, which are wider: its place is taken by the loaders that take any file.
+    info: the server's /object_info.
     """
     prompt = deepcopy(prompt)
-    unified = {key for key, node in prompt.items() if node["class_type"] == "IPAdapterUnifiedLoader"}
+    unified = {key: node["inputs"] for key, node in prompt.items() if node["class_type"].startswith(UNIFIED)}
+    loaders: Prompt = {"encoder": {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": FILES["clip_vision"]}}}
+    for key, inputs in unified.items():
+        family = "plus" if "PLUS" in str(inputs.get("preset", "")) else "standard"
+        loaders[f"adapter {key}"] = {"class_type": "IPAdapterModelLoader", "inputs": {"ipadapter_file": FILES[family]}}
     for node in prompt.values():
         inputs = node["inputs"]
-        if node["class_type"] == "EmptyLatentImage":
+        if node["class_type"].startswith("EmptyLatentImage"):
             inputs.update(width=SIDE, height=SIDE)
         if node["class_type"] == "KSampler":
             inputs.update(steps=20, cfg=4.0, sampler_name="ddim", scheduler="normal", seed=3)
-            prompt[inputs["positive"][0]]["inputs"]["text"] = scenes_module().NEUTRAL
-            prompt[inputs["negative"][0]]["inputs"]["text"] = ""
+        if node["class_type"] == "CLIPTextEncode":
+            inputs["text"] = scenes_module().NEUTRAL
         if node["class_type"] == "IPAdapter":
             node["class_type"] = "IPAdapterAdvanced"
-            inputs.update(weight_type="linear", combine_embeds="concat", embeds_scaling="V only", clip_vision=["encoder", 0])
+            inputs.update(weight_type="linear", combine_embeds="concat", embeds_scaling="V only")
+        if "clip_vision" in inputs_of(info[node["class_type"]]):
+            inputs["clip_vision"] = ["encoder", 0]
         for name, value in inputs.items():
-            if isinstance(value, list) and value[0] in unified:
-                inputs[name] = prompt[value[0]]["inputs"]["model"] if value[1] == 0 else ["adapter", 0]
-    adapter, encoder = (next(Path(name).name for name in PUBLISHED if name.startswith(f"{kind}/")) for kind in ("ipadapter", "clip_vision"))
-    loaders = {
-        "adapter": {"class_type": "IPAdapterModelLoader", "inputs": {"ipadapter_file": adapter}},
-        "encoder": {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": encoder}},
-    }
+            if name in ("ckpt_name", "clip_name"):
+                inputs[name] = FILES["checkpoints" if name == "ckpt_name" else "clip_vision"]
+            if name == "ipadapter_file":
+                inputs[name] = FILES["plus" if "plus" in value else "standard"]
+            if isinstance(value, list) and value[0] in unified and value[1] == 1:
+                inputs[name] = [f"adapter {value[0]}", 0]
+            while isinstance(inputs[name], list) and inputs[name][0] in unified:
+                inputs[name] = unified[inputs[name][0]]["model"]
+    for node in [*prompt.values()]:
+        if node["class_type"] == "KSampler":
+            negative = prompt.get(node["inputs"]["negative"][0])
+            if negative and negative["class_type"] == "CLIPTextEncode":
+                negative["inputs"]["text"] = ""
     return {key: node for key, node in prompt.items() if key not in unified} | loaders
 
 

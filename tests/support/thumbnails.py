@@ -1,0 +1,128 @@
+"""The examples' thumbnails, made by running them on the tiny world: what goes in, what comes out without and with the adapter.
+
+Started by `python3 dev.py thumbnails`. The world has no faces: the pictures of those examples are drawn.
+"""
+
+import argparse
+import io
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from support import needs, sheet
+from support.convert import Prompt, to_prompt, without_adapters
+from support.demo import world_models
+from support.rig import REPO, Rig, adapter_nodes
+from support.world_models import scenes_module
+
+CARD, GAP = 480, 12
+DRAWN = re.compile("Face")
+FRAMES = 3
+
+
+def card(references: list[Image.Image], rows: dict[str, list[Image.Image]]) -> Image.Image:
+    """A square: the references above, then each titled row of results."""
+    found = Image.new("RGB", (CARD, CARD), "white")
+    pen, font = ImageDraw.Draw(found), ImageFont.load_default(20)
+
+    def put(pictures: list[Image.Image], title: str, left: int, top: int, width: int, height: int) -> None:
+        side = min(height - 30, (width - GAP * (len(pictures) - 1)) // len(pictures))
+        pen.text((left + width / 2, top + 12), title, fill="black", font=font, anchor="mm")
+        start = left + (width - side * len(pictures) - GAP * (len(pictures) - 1)) // 2
+        for i, picture in enumerate(pictures):
+            method = Image.Resampling.LANCZOS if picture.width > side else Image.Resampling.NEAREST
+            found.paste(picture.resize((side, side), method), (start + i * (side + GAP), top + 28))
+
+    put(references, "reference" if len(references) == 1 else "references", GAP, 6, CARD - 2 * GAP, 190)
+    wide = any(len(pictures) > 1 for pictures in rows.values())
+    for i, (title, pictures) in enumerate(rows.items()):
+        if wide:
+            put(pictures, title, GAP, 200 + 140 * i, CARD - 2 * GAP, 140)
+        else:
+            put(pictures, title, GAP + 234 * i, 206, 222, 262)
+    return found
+
+
+def face(turn: float, hair: str, skin: str = "#e8b48c", shirt: str = "#4060c0", background: str = "#dfe8f0") -> Image.Image:
+    """A drawn face that looks a little to one side."""
+    found = Image.new("RGB", (256, 256), background)
+    pen, x = ImageDraw.Draw(found), 128
+    pen.ellipse([48, 206, 208, 340], fill=shirt)
+    pen.rectangle([108, 180, 148, 222], fill=skin)
+    pen.ellipse([x - 66, 34, x + 66, 190], fill=hair)
+    pen.ellipse([x - 54, 56, x + 54, 200], fill=skin)
+    pen.pieslice([x - 60, 30, x + 60, 150], 180, 360, fill=hair)
+    x += round(16 * turn)
+    for side in (-22, 22):
+        pen.ellipse([x + side - 9, 112, x + side + 9, 126], fill="white")
+        pen.ellipse([x + side - 4 + 3 * turn, 114, x + side + 4 + 3 * turn, 124], fill="#30304a")
+    pen.line([x, 126, x + 6 * turn, 150, x - 4, 150], fill="#b07850", width=3)
+    pen.arc([x - 20, 146, x + 20, 176], 20, 160, fill="#b04040", width=5)
+    return found
+
+
+def drawn(several: bool) -> Image.Image:
+    person = dict(hair="#402818")
+    after = [face(turn, shirt="#c04040", background=background, **person)
+             for turn, background in zip((-1, 0, 1) if several else (-1,), ("#f0e0b0", "#c8e0c8", "#d8c8e8"), strict=False)]  # fmt: skip
+    return card([face(0.3, **person)], {"without": [face(-1, "#d0a040", "#c89070", "#c04040", "#f0e0b0")], "with": after})
+
+
+def frames(pictures: list[bytes]) -> list[Image.Image]:
+    """Of a batch or an animation, FRAMES of them."""
+    found = []
+    for data in pictures:
+        picture = Image.open(io.BytesIO(data))
+        for i in range(getattr(picture, "n_frames", 1)):
+            picture.seek(i)
+            found.append(picture.convert("RGB"))
+    step = max(1, (len(found) - 1) // (FRAMES - 1))
+    return found[::step][:FRAMES]
+
+
+def shown(rig: Rig, prompt: Prompt) -> list[Image.Image]:
+    """What an example ends in: what was sampled, not what is only looked at."""
+    sampled = {key for key, node in prompt.items() if node["class_type"] == "VAEDecode"}
+    ends = {key for key, node in prompt.items() if any(isinstance(v, list) and v[0] in sampled for v in node["inputs"].values())}
+    entry = rig.server.wait(rig.server.queue(prompt))
+    last = max(ends & set(entry["outputs"]), key=int)
+    return frames(rig.server.pictures({"outputs": {last: entry["outputs"][last]}}))
+
+
+def thumbnail(rig: Rig, path: Path) -> Image.Image:
+    raw: Prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), rig.info)
+    if any(DRAWN.search(node["class_type"]) for node in raw.values()):
+        return drawn("animation" in path.stem)
+    scenes: Any = scenes_module()
+    pictures = [picture for _, _, picture in sheet.references(scenes)]
+    names = needs.pictures(raw)
+    for name, picture in zip(names, pictures, strict=False):
+        picture.save(rig.base / "input" / name)
+    for name in needs.saved(raw):
+        rig.save(name)
+    prompt = sheet.in_the_world(raw, rig.info)
+    after, before = shown(rig, prompt), shown(rig, without_adapters(prompt, adapter_nodes()))
+    return card(pictures[: max(len(names), 1)], {"without": before, "with": after})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="dev.py thumbnails", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="examples (default: all)")
+    parser.add_argument("--comfyui", type=Path, required=True, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as base, Rig(args.comfyui.resolve(), Path(base), world_models(Path(base)), real=False) as rig:
+        for path in sorted((REPO / "workflows").glob("*.json")):
+            if not args.names or path.stem in args.names:
+                thumbnail(rig, path).save(path.with_suffix(".jpg"), quality=85, optimize=True)
+                print(path.stem, flush=True)
+
+
+if __name__ == "__main__":
+    main()
