@@ -229,7 +229,7 @@ def server(arguments: list[str]) -> None:
 
 
 def workflows(arguments: list[str]) -> None:
-    """Check a folder of workflow files in the real frontend, or take their thumbnails (options: workflows --help)."""
+    """Check a folder of workflow files in the real frontend (options: workflows --help)."""
     python, comfyui = environment()
     variables = {**os.environ, "COMFYUI_PATH": str(comfyui), "CHROMIUM_PATH": browser()}
     run(python, TESTS / "browser" / "check_workflows.py", *arguments, env=variables)

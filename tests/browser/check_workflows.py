@@ -1,4 +1,4 @@
-"""Opens every workflow file of a folder in ComfyUI's real editor and runs it: python3 dev.py workflows FOLDER [--no-run] [--thumbnails].
+"""Opens every workflow file of a folder in ComfyUI's real editor and runs it: python3 dev.py workflows FOLDER [--no-run].
 
 Held for each file, in the editor's or the API format: no missing node, no lost link, every widget with its saved value, the prompt that
 the editor makes is accepted by the server, and it runs. Models and pictures that a file names and that are not there are small random
@@ -51,28 +51,15 @@ def check_folder(folder: Path, rig: Rig, editor: Editor, run: bool = True) -> It
         yield path, check(path, rig, editor, run), time.monotonic() - started
 
 
-def thumbnail(path: Path, rig: Rig, editor: Editor) -> None:
-    """Save a picture of the graph, as the editor draws it before the first run, beside the workflow file."""
-    rig.prompt(path)
-    editor.refresh()
-    editor.load(json.loads(path.read_text(encoding="utf-8")))
-    editor.picture(800).save(path.with_suffix(".jpg"), quality=80, optimize=True)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="dev.py workflows", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--no-run", action="store_true", help="only validate on the server")
-    parser.add_argument("--thumbnails", action="store_true", help="only save a picture of each graph beside its file")
     args = parser.parse_args()
     bad = 0
     with tempfile.TemporaryDirectory() as base, Rig(Path(os.environ["COMFYUI_PATH"]), Path(base)) as rig, chromium() as page:
         editor = Editor(page, rig.server.url)
         editor.open()
-        if args.thumbnails:
-            for path in sorted(args.folder.glob("*.json")):
-                thumbnail(path, rig, editor)
-            return 0
         for path, problems, seconds in check_folder(args.folder, rig, editor, not args.no_run):
             bad += bool(problems)
             print(f"{'BAD' if problems else 'ok '} {path.name} ({seconds:.0f} s)", *problems, sep="\n      ", flush=True)
