@@ -46,7 +46,7 @@ def published(world: World, n: int, family: str, method: str) -> Shares:
     wanted, pictures = world.references("single", n)
     made = []
     for i in range(n):
-        reference = dict(image=pictures[i : i + 1], weight=1.0, role="everything", fit="crop", tiles=2)
+        reference = dict(image=pictures[i : i + 1], weight=1.0, role="everything", fit="center crop", tiles=2)
         (chain,) = lab.call(world.node("ImagePromptReference"), **reference)
         given = dict(weight=1.0, join="side by side", method=method, clip_vision=world.encoder)
         (model,) = lab.call(world.node("ImagePrompt"), model=world.model, ipadapter=world.adapter(family), reference=chain, **given)

@@ -21,7 +21,10 @@ SHOWN = (  # shape, colour, background, size, position, style
 )
 SIDE, SCALE = 64, 2
 UNIFIED = ("IPAdapterUnifiedLoader", "ImagePromptLoader")
-FILES = {Path(file).stem.split("_")[-1] if "_" in file else file.split("/")[0]: Path(name).name for name, file in PUBLISHED.items()}
+FILES = {  # checkpoints, clip_vision, standard, plus -> the published name
+    file.split("_")[-1].removesuffix(".safetensors") if "ipadapter" in file else file.split("/")[0]: Path(name).name
+    for name, file in PUBLISHED.items()
+}
 
 
 def references(scenes: Any) -> Iterator[tuple[str, Any, Image.Image]]:

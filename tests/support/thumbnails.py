@@ -88,11 +88,11 @@ def frames(pictures: list[bytes]) -> list[Image.Image]:
 
 
 def shown(rig: Rig, prompt: Prompt) -> list[Image.Image]:
-    """What an example ends in: what was sampled, not what is only looked at."""
+    """What an example ends in: what was sampled, rather than what is only looked at."""
     sampled = {key for key, node in prompt.items() if node["class_type"] == "VAEDecode"}
     ends = {key for key, node in prompt.items() if any(isinstance(v, list) and v[0] in sampled for v in node["inputs"].values())}
     entry = rig.server.wait(rig.server.queue(prompt))
-    last = max(ends & set(entry["outputs"]), key=int)
+    last = max(ends & set(entry["outputs"]) or set(entry["outputs"]), key=int)
     return frames(rig.server.pictures({"outputs": {last: entry["outputs"][last]}}))
 
 
@@ -108,8 +108,10 @@ def thumbnail(rig: Rig, path: Path) -> Image.Image:
     for name in needs.saved(raw):
         rig.save(name)
     prompt = sheet.in_the_world(raw, rig.info)
-    after, before = shown(rig, prompt), shown(rig, without_adapters(prompt, adapter_nodes()))
-    return card(pictures[: max(len(names), 1)], {"without": before, "with": after})
+    rows, plain = {"with": shown(rig, prompt)}, without_adapters(prompt, adapter_nodes())
+    if any(node["class_type"] == "KSampler" for node in plain.values()):
+        rows = {"without": shown(rig, plain)} | rows
+    return card(pictures[: max(len(names), 1)], rows)
 
 
 def main() -> None:
