@@ -108,10 +108,13 @@ def thumbnail(rig: Rig, path: Path) -> Image.Image:
     for name in needs.saved(raw):
         rig.save(name)
     prompt = sheet.in_the_world(raw, rig.info)
+    for node in prompt.values():  # standard has learned more of the world than plus, which the finer encodings need
+        if "ipadapter_file" in node["inputs"] and not any("Enhancer" in other["class_type"] for other in raw.values()):
+            node["inputs"]["ipadapter_file"] = sheet.FILES["standard"]
     rows, plain = {"with": shown(rig, prompt)}, without_adapters(prompt, adapter_nodes())
     if any(node["class_type"] == "KSampler" for node in plain.values()):
         rows = {"without": shown(rig, plain)} | rows
-    return card(pictures[: max(len(names), 1)], rows)
+    return card(pictures[: max(len(names), 1)], {title: found for title, found in rows.items() if found})
 
 
 def main() -> None:
