@@ -23,7 +23,7 @@ from support.rig import REPO, Rig, adapter_nodes
 from support.world_models import scenes_module
 
 CARD, GAP = 480, 12
-DRAWN = re.compile("Face")
+DRAWN, PLUS = re.compile("Face"), re.compile("Enhancer|LoadEmbeds")
 FRAMES = 3
 
 
@@ -108,8 +108,8 @@ def thumbnail(rig: Rig, path: Path) -> Image.Image:
     for name in needs.saved(raw):
         rig.save(name)
     prompt = sheet.in_the_world(raw, rig.info)
-    for node in prompt.values():  # standard has learned more of the world than plus, which the finer encodings need
-        if "ipadapter_file" in node["inputs"] and not any("Enhancer" in other["class_type"] for other in raw.values()):
+    for node in prompt.values():  # standard has learned more of the world than plus, which finer encodings and the saved ones need
+        if "ipadapter_file" in node["inputs"] and not any(PLUS.search(other["class_type"]) for other in raw.values()):
             node["inputs"]["ipadapter_file"] = sheet.FILES["standard"]
     rows, plain = {"with": shown(rig, prompt)}, without_adapters(prompt, adapter_nodes())
     if any(node["class_type"] == "KSampler" for node in plain.values()):
