@@ -27,7 +27,7 @@ def test_what_people_type_finds_the_image_prompt_nodes_first(pack, words):
     """The editor keeps the server's order among equals."""
     found = [node for node, cls in pack.items() if words in cls.SEARCH_ALIASES]
     assert found and found[0].startswith("ImagePrompt")
-    assert len(found) <= 12 or words == "ip-adapter"
+    assert len(found) < len(pack) / 3 or words == "ip-adapter", "a word that finds everything finds nothing"
 
 
 def test_the_first_nodes_needed_come_first(pack):

@@ -27,6 +27,8 @@ def outputs(cls) -> tuple[str, ...]:
 def rows(page: str, section: str) -> list[str]:
     """The names in bold at the head of a section's list, in order; nothing else is in the section."""
     lines = page.split(f"\n## {section}\n")[1].split("\n## ")[0].strip().splitlines()
+    if len(lines) == 1 and lines[0].startswith("None: "):
+        return []
     found = [re.match(r"- \*\*`([^`]+)`\*\* \*[^*]+\.\* \S", line) for line in lines]
     assert None not in found, lines
     return [match[1] for match in found if match]
