@@ -119,7 +119,7 @@ def test_a_preset_without_files(folders):
 def test_no_image_encoder_at_all(folders):
     adapter(folders, PLUS)
     text = refused("IPAdapterUnifiedLoader", preset=PRESET)
-    assert text.startswith(f"preset - No image encoder ViT-H (hidden 1280 wide) was found in {folders / 'clip_vision'}.")
+    assert text.startswith(f"preset - No image encoder ViT-H (penultimate_hidden_states 1280 wide) was found in {folders / 'clip_vision'}.")
     assert "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors (https://" in text
     encoder(folders)
     import folder_paths
