@@ -24,7 +24,7 @@ class Sink:
 class Source:
     """A model, and a choice that comes over a wire."""
 
-    FUNCTION, RETURN_TYPES, CATEGORY = "run", ("MODEL", "*"), ""
+    FUNCTION, RETURN_TYPES, CATEGORY = "run", ("MODEL",), ""
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -42,6 +42,8 @@ def folders(pack, tmp_path, monkeypatch):
         (tmp_path / key).mkdir()
         monkeypatch.setitem(folder_paths.folder_names_and_paths, key, ([str(tmp_path / key)], folder_paths.supported_pt_extensions))
         folder_paths.filename_list_cache.pop(key, None)
+    presets = pack["IPAdapterUnifiedLoader"].INPUT_TYPES()["required"]["preset"][0]
+    monkeypatch.setattr(Source, "RETURN_TYPES", ("MODEL", presets))
     for name, cls in {**pack, "Sink": Sink, "Source": Source}.items():
         monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, name, cls)
     yield tmp_path
