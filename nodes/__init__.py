@@ -4,6 +4,7 @@ from . import (
     animation,
     apply,
     attention_maps,
+    catalog,
     embeds,
     faceid,
     faces,
@@ -23,5 +24,7 @@ _TOPICS = (
     loaders, legacy,
 )  # fmt: skip
 
-NODE_CLASS_MAPPINGS = {node_id: cls for topic in _TOPICS for node_id, cls in topic.NODE_CLASS_MAPPINGS.items()}
-NODE_DISPLAY_NAME_MAPPINGS = {node_id: name for topic in _TOPICS for node_id, name in topic.NODE_DISPLAY_NAME_MAPPINGS.items()}
+NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS = catalog.in_order(
+    {node_id: cls for topic in _TOPICS for node_id, cls in topic.NODE_CLASS_MAPPINGS.items()},
+    {node_id: name for topic in _TOPICS for node_id, name in topic.NODE_DISPLAY_NAME_MAPPINGS.items()},
+)

@@ -14,7 +14,6 @@ class IPAdapterWeights:
         "Weights that change from frame to frame, for the batch nodes and AnimateDiff, and the pictures that go with them: "
         "fade one reference in or out, or fade from picture to picture."
     )
-    CATEGORY = "ipadapter/weights"
     FUNCTION = "weights"
     RETURN_TYPES = ("FLOAT", "FLOAT", "INT", "IMAGE", "IMAGE", "WEIGHTS_STRATEGY")
     RETURN_NAMES = ("weights", "weights_invert", "total_frames", "image_1", "image_2", "weights_strategy")
@@ -108,7 +107,6 @@ class IPAdapterWeightsFromStrategy(IPAdapterWeights):
 
 class IPAdapterPromptScheduleFromWeightsStrategy:
     DESCRIPTION = "A prompt for each picture of an IPAdapter Weights node, written as the schedule that batch prompt nodes read."
-    CATEGORY = "ipadapter/weights"
     FUNCTION = "prompt_schedule"
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("prompt_schedule",)
@@ -136,7 +134,6 @@ class IPAdapterPromptScheduleFromWeightsStrategy:
 
 class IPAdapterCombineWeights:
     DESCRIPTION = "Puts two runs of weights one after the other, for longer animations."
-    CATEGORY = "ipadapter/utils"
     FUNCTION = "combine"
     RETURN_TYPES = ("FLOAT", "INT")
     RETURN_NAMES = ("weights", "count")

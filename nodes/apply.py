@@ -16,7 +16,6 @@ class IPAdapterAdvanced:
     RETURN_TYPES: ClassVar[tuple[str, ...]] = ("MODEL",)
     OUTPUT_TOOLTIPS: ClassVar[tuple[str, ...]] = (i.MODEL_OUT,)
     FUNCTION = "apply_ipadapter"
-    CATEGORY = "ipadapter"
     per_latent = False  # one picture, weight and mask for each latent instead of all for all
 
     @classmethod
@@ -98,7 +97,6 @@ class IPAdapter:
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = (i.MODEL_OUT,)
     FUNCTION = "apply_ipadapter"
-    CATEGORY = "ipadapter"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -167,7 +165,6 @@ def _style_composition_inputs(combine: bool) -> dict[str, Any]:
 
 class IPAdapterStyleComposition(IPAdapterAdvanced):
     DESCRIPTION = "Takes the style of one picture and the composition of another (SDXL)."
-    CATEGORY = "ipadapter/style_composition"
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -185,7 +182,6 @@ class IPAdapterStyleCompositionBatch(IPAdapterStyleComposition):
 
 class IPAdapterMS(IPAdapterAdvanced):
     DESCRIPTION = "Every setting of every IPAdapter node, and a weight for each layer by hand."
-    CATEGORY = "ipadapter/dev"
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -240,7 +236,6 @@ def _enhancer_inputs(batch: bool) -> dict[str, Any]:
 
 class IPAdapterClipVisionEnhancer(IPAdapterAdvanced):
     DESCRIPTION = "Encodes the reference whole and in tiles, so that small details count."
-    CATEGORY = "ipadapter/dev"
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -249,7 +244,6 @@ class IPAdapterClipVisionEnhancer(IPAdapterAdvanced):
 
 class IPAdapterClipVisionEnhancerBatch(IPAdapterAdvanced):
     DESCRIPTION = "Encodes each latent's reference whole and in tiles, so that small details count."
-    CATEGORY = "ipadapter/dev"
     per_latent = True
 
     @classmethod

@@ -24,8 +24,6 @@ class WatchImagePrompt:
         "What is recorded, for Image Prompt Attention behind the sampler.",
     )
     FUNCTION = "watch"
-    CATEGORY = "ipadapter/look"
-    SEARCH_ALIASES = ("attention map", "heat map", "heatmap", "attribution", "DAAM")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -51,9 +49,7 @@ class ImagePromptAttention:
         "A line for each map: adapter, reference, latent, and how high it is. The node shows it too.",
     )
     FUNCTION = "show"
-    CATEGORY = "ipadapter/look"
     OUTPUT_NODE = True
-    SEARCH_ALIASES = WatchImagePrompt.SEARCH_ALIASES
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

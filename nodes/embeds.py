@@ -34,7 +34,6 @@ class IPAdapterEncoder:
     RETURN_NAMES = ("pos_embed", "neg_embed")
     OUTPUT_TOOLTIPS = ("The encoded picture, times the weight.", "The encoded negative side: connect it to neg_embed.")
     FUNCTION = "encode"
-    CATEGORY = "ipadapter/embeds"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -62,7 +61,6 @@ class IPAdapterEncoderAdvanced:
     RETURN_NAMES = ("pos_embed", "neg_embed")
     OUTPUT_TOOLTIPS = IPAdapterEncoder.OUTPUT_TOOLTIPS
     FUNCTION = "encode"
-    CATEGORY = "ipadapter/embeds"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -86,7 +84,6 @@ class IPAdapterCombineEmbeds:
     RETURN_TYPES = ("EMBEDS",)
     OUTPUT_TOOLTIPS = ("The combined embeds.",)
     FUNCTION = "batch"
-    CATEGORY = "ipadapter/embeds"
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -120,7 +117,6 @@ class IPAdapterEmbeds:
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = (i.MODEL_OUT,)
     FUNCTION = "apply_ipadapter"
-    CATEGORY = "ipadapter/embeds"
     per_latent = False
 
     @classmethod
@@ -179,7 +175,6 @@ class IPAdapterSaveEmbeds:
     RETURN_TYPES = ()
     FUNCTION = "save"
     OUTPUT_NODE = True
-    CATEGORY = "ipadapter/embeds"
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -199,7 +194,6 @@ class IPAdapterLoadEmbeds:
     RETURN_TYPES = ("EMBEDS",)
     OUTPUT_TOOLTIPS = ("The encoded picture.",)
     FUNCTION = "load"
-    CATEGORY = "ipadapter/embeds"
 
     @classmethod
     def INPUT_TYPES(cls):

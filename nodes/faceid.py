@@ -41,7 +41,6 @@ class IPAdapterFaceID(IPAdapterAdvanced):
     RETURN_TYPES = ("MODEL", "IMAGE")
     RETURN_NAMES = ("MODEL", "face_image")
     OUTPUT_TOOLTIPS = (i.MODEL_OUT, FACE_IMAGE_OUT)
-    CATEGORY = "ipadapter/faceid"
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -66,7 +65,6 @@ class IPAdapterApplyFaceEmbeds:
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = (i.MODEL_OUT,)
     FUNCTION = "apply_faces"
-    CATEGORY = "ipadapter/faceid"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -23,7 +23,6 @@ class IPAdapterFaceEmbeds:
     RETURN_NAMES = ("face_embeds", "face_crops", "preview")
     OUTPUT_TOOLTIPS = (_FACES_OUT, _CROPS_OUT, "The pictures with every face that was found; the ones that were taken are numbered.")
     FUNCTION = "read"
-    CATEGORY = "ipadapter/faceid"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -59,7 +58,6 @@ class IPAdapterCombineFaceEmbeds:
     RETURN_NAMES = ("face_embeds", "face_crops")
     OUTPUT_TOOLTIPS = (_FACES_OUT, _CROPS_OUT)
     FUNCTION = "combine"
-    CATEGORY = "ipadapter/faceid"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -89,7 +87,6 @@ class IPAdapterSaveFaceEmbeds:
     RETURN_TYPES = ()
     FUNCTION = "save"
     OUTPUT_NODE = True
-    CATEGORY = "ipadapter/faceid"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -110,7 +107,6 @@ class IPAdapterLoadFaceEmbeds:
     RETURN_NAMES = ("face_embeds", "face_crops")
     OUTPUT_TOOLTIPS = (_FACES_OUT, _CROPS_OUT)
     FUNCTION = "load"
-    CATEGORY = "ipadapter/faceid"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from . import inputs as i
 from .host.apply_inputs import check_mask
 from .host.references import METHODS, Manner, apply_references
 
-CATEGORY = "ipadapter/image prompt"
 REFERENCE_OUT = "The reference, behind those of 'more': connect it to an Image Prompt, or to 'more' of the next reference."
 REGION = ("MASK", {"tooltip": "Where in the result this reference acts: white fully, black not at all. Without it, everywhere."})
 MORE = ("REFERENCE", {"tooltip": "References that come before this one, from another reference node: any number can be chained."})
@@ -33,8 +32,6 @@ class ImagePromptReference:
     RETURN_NAMES = ("reference",)
     OUTPUT_TOOLTIPS = (REFERENCE_OUT,)
     FUNCTION = "refer"
-    CATEGORY = CATEGORY
-    SEARCH_ALIASES = ("ipadapter", "ip-adapter", "reference image", "image prompt", "style reference", "negative image")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -66,8 +63,6 @@ class ImagePromptFaceReference:
     RETURN_NAMES = ("reference",)
     OUTPUT_TOOLTIPS = (REFERENCE_OUT,)
     FUNCTION = "refer"
-    CATEGORY = CATEGORY
-    SEARCH_ALIASES = ("ipadapter", "ip-adapter", "faceid", "face reference", "identity", "likeness")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -91,8 +86,6 @@ class ImagePrompt:
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = ("The model with the references' influence: connect it to a sampler.",)
     FUNCTION = "apply"
-    CATEGORY = CATEGORY
-    SEARCH_ALIASES = ("ipadapter", "ip-adapter", "image prompt", "style transfer", "reference", "apply ipadapter", "variations")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

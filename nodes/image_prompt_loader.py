@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ipadapter_core.errors import IPAdapterError
 from . import inputs as i
 from .host.auto_loader import AUTO, load_fitting
-from .host.files import adapter_names, adapter_path, short_labels
+from .host.files import adapter_names, lacking_adapter, short_labels
 from .host.preview import told
 from .loaders import LORA_STRENGTH, PIPELINE_OUT, PROVIDER
 
@@ -18,8 +17,6 @@ class ImagePromptLoader:
     RETURN_NAMES = ("model", "ipadapter")
     OUTPUT_TOOLTIPS = ("The model, with the adapter's LoRA where it has one.", PIPELINE_OUT)
     FUNCTION = "load"
-    CATEGORY = "ipadapter"
-    SEARCH_ALIASES = ("IPAdapter loader", "load adapter", "image prompt", "IP-Adapter")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -38,11 +35,8 @@ class ImagePromptLoader:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, adapter):
-        try:
-            return adapter == AUTO or bool(adapter_path(adapter))
-        except IPAdapterError as error:
-            return str(error)
+    def VALIDATE_INPUTS(cls, adapter=None):
+        return lacking_adapter(None if adapter == AUTO else adapter) or True
 
     @classmethod
     def IS_CHANGED(cls, adapter, **kwargs):

@@ -11,7 +11,6 @@ class PrepImageForClipVision:
         "Makes a reference picture square and 224 pixels wide, as the image encoder sees it, so that you decide which part is kept. "
         "Without this node the encoder takes the square in the middle."
     )
-    CATEGORY = "ipadapter/utils"
     FUNCTION = "prep_image"
     RETURN_TYPES = ("IMAGE",)
     OUTPUT_TOOLTIPS = ("The square picture, 224 x 224. Connect it to the image input of an IPAdapter node, or preview it.",)
@@ -51,7 +50,6 @@ class IPAdapterNoise:
         "Makes a noise picture for the image_negative input, which lets the model add detail and contrast. "
         "The same picture and settings always give the same noise."
     )
-    CATEGORY = "ipadapter/utils"
     FUNCTION = "make_noise"
     RETURN_TYPES = ("IMAGE",)
     OUTPUT_TOOLTIPS = ("The noise picture, 224 x 224. Connect it to the image_negative input of an IPAdapter node.",)

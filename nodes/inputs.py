@@ -103,7 +103,7 @@ SCALING: Input = (
 ENCODE_BATCH_SIZE: Input = (
     "INT",
     {
-        "default": 0, "min": 0, "max": 4096,
+        "default": 0, "min": 0, "max": 4096, "advanced": True,
         "tooltip": "How many pictures are encoded at a time: smaller needs less memory. 0 lets the pack choose."
     },
 )
@@ -146,7 +146,7 @@ TILES: Input = (
 PIXELS: Input = (
     "INT",
     {
-        "default": 0, "min": 0, "max": 896, "step": 14,
+        "default": 0, "min": 0, "max": 896, "step": 14, "advanced": True,
         "tooltip": "How many pixels wide the encoder sees each square. 0 is the encoder's own size (mostly 224) and a good start; "
         "448 shows finer detail to plus adapters and takes about four times as long to encode."
     },

@@ -17,7 +17,6 @@ class IPAdapterApply:
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = (i.MODEL_OUT,)
     FUNCTION = "apply_ipadapter"
-    CATEGORY = "ipadapter/deprecated"
     DEPRECATED = True
 
     @classmethod

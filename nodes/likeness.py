@@ -21,9 +21,7 @@ class ImagePromptLikeness:
         "The same as bars; the node shows it too.",
     )
     FUNCTION = "compare"
-    CATEGORY = "ipadapter/look"
     OUTPUT_NODE = True
-    SEARCH_ALIASES = ("similarity", "cosine", "CLIP score", "CLIP-I", "compare images", "face similarity")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

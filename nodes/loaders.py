@@ -7,7 +7,7 @@ from typing import Any
 from ..ipadapter_core.published import COMMUNITY_PRESETS, FACE_PRESETS, PICTURE_PRESETS
 from . import inputs as i
 from .host.adapter import load_adapter
-from .host.files import adapter_names, adapter_path
+from .host.files import adapter_choices, adapter_path, lacking_adapter, lacking_preset
 from .host.pipeline import unified
 from .host.recogniser import MODELS, PROVIDERS, load_insightface
 
@@ -20,7 +20,8 @@ LORA_STRENGTH = (
         "tooltip": "How strongly the LoRA that belongs to the adapter acts. 0.6 is usual; higher is closer to the face and stiffer."
     },
 )
-PROVIDER = (list(PROVIDERS), {"tooltip": "What the face recogniser runs on. CPU always works and is fast enough."})
+_RUNS_ON = "What the face recogniser runs on. CPU always works and is fast enough."
+PROVIDER = (list(PROVIDERS), {"advanced": True, "tooltip": _RUNS_ON})
 _VERSIONS = {
     "as the file says": "",
     "FaceID plus v1": "faceid-plus",
@@ -34,23 +35,22 @@ class IPAdapterModelLoader:
     RETURN_TYPES = ("IPADAPTER",)
     OUTPUT_TOOLTIPS = ("The adapter. Nodes after it need its image encoder as well.",)
     FUNCTION = "load_ipadapter_model"
-    CATEGORY = "ipadapter/loaders"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         tooltip = "A file in models/ipadapter. It must be made for the model's base: SD1.5 adapters for SD1.5, SDXL ones for SDXL."
-        return {"required": {"ipadapter_file": (adapter_names(), {"tooltip": tooltip})}}
+        return {"required": {"ipadapter_file": (adapter_choices(), {"tooltip": tooltip})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, ipadapter_file=None):
+        return lacking_adapter(ipadapter_file) or True
 
     def load_ipadapter_model(self, ipadapter_file):
         return (load_adapter(adapter_path(ipadapter_file)),)
 
 
-class IPAdapterModelLoaderAdvanced:
+class IPAdapterModelLoaderAdvanced(IPAdapterModelLoader):
     DESCRIPTION = "Loads an adapter file and lets you say which version it is, where files of two versions look alike."
-    RETURN_TYPES = ("IPADAPTER",)
-    OUTPUT_TOOLTIPS = IPAdapterModelLoader.OUTPUT_TOOLTIPS
-    FUNCTION = "load_ipadapter_model"
-    CATEGORY = "ipadapter/loaders"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class IPAdapterModelLoaderAdvanced:
             "Which version the file is. 'as the file says' goes by the published file's fingerprint, else by the name; choose another "
             "only for a renamed or converted file whose faces come out wrong."
         )
-        required = IPAdapterModelLoader.INPUT_TYPES()["required"]
+        required = super().INPUT_TYPES()["required"]
         return {"required": {**required, "version": (list(_VERSIONS), {"tooltip": tooltip})}}
 
     def load_ipadapter_model(self, ipadapter_file, version):
@@ -71,7 +71,6 @@ class IPAdapterUnifiedLoader:
     RETURN_NAMES = ("model", "ipadapter")
     OUTPUT_TOOLTIPS = ("The model, ready for IPAdapter nodes.", PIPELINE_OUT)
     FUNCTION = "load_models"
-    CATEGORY = "ipadapter"
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -82,6 +81,14 @@ class IPAdapterUnifiedLoader:
         presets = (list(PICTURE_PRESETS), {"tooltip": tooltip})
         return {"required": {"model": i.MODEL, "preset": presets}, "optional": {"ipadapter": CHAINED}}
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, preset=None):
+        """Before the run, and in place of ComfyUI's own check of the choice; a preset that is linked is not known yet."""
+        presets = cls.INPUT_TYPES()["required"]["preset"][0]
+        if preset is not None and preset not in presets:
+            return f"There is no preset {preset!r} on this loader. Choose one of: {', '.join(presets)}."
+        return (preset is not None and lacking_preset(preset)) or True
+
     def load_models(self, model, preset, lora_strength=0.0, provider="CPU", ipadapter=None):
         return unified(model, preset, lora_strength, provider)
 
@@ -90,7 +97,6 @@ class IPAdapterUnifiedLoaderFaceID(IPAdapterUnifiedLoader):
     DESCRIPTION = "Finds and loads a FaceID adapter with its image encoder, its LoRA and the face recogniser."
     RETURN_NAMES = ("MODEL", "ipadapter")
     OUTPUT_TOOLTIPS = ("The model with the adapter's LoRA.", PIPELINE_OUT)
-    CATEGORY = "ipadapter/faceid"
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -111,7 +117,6 @@ class IPAdapterUnifiedLoaderFaceID(IPAdapterUnifiedLoader):
 
 class IPAdapterUnifiedLoaderCommunity(IPAdapterUnifiedLoader):
     DESCRIPTION = "Finds and loads adapters made by others: composition (ostris) and Kolors."
-    CATEGORY = "ipadapter/loaders"
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -127,14 +132,13 @@ class IPAdapterInsightFaceLoader:
     RETURN_TYPES = ("INSIGHTFACE",)
     OUTPUT_TOOLTIPS = ("The face recogniser, for the IPAdapter FaceID nodes.",)
     FUNCTION = "load_insightface"
-    CATEGORY = "ipadapter/loaders"
 
     @classmethod
     def INPUT_TYPES(cls):
         name = "Which models, in models/insightface/models. buffalo_l for all but Kolors, which was trained with antelopev2."
         return {
             "required": {
-                "provider": (list(PROVIDERS)[:3], PROVIDER[1]),
+                "provider": (list(PROVIDERS)[:3], {"tooltip": _RUNS_ON}),
                 "model_name": (list(MODELS), {"tooltip": name}),
             },
         }

@@ -12,7 +12,7 @@ from ..ipadapter_core.plot import Panel, Series, encoder_view, plot, seen_square
 from . import inputs as i
 from .host.apply_inputs import check_mask
 from .host.encoder import seen_as
-from .host.files import adapter_names
+from .host.files import adapter_choices, lacking_adapter
 from .host.inspection import report
 from .host.panels import panels, schedulers
 from .host.preview import shown, told
@@ -30,7 +30,6 @@ class IPAdapterReferenceView:
         "The picture with the squares drawn in, and the squares beside it; the node shows it too.",
     )
     FUNCTION = "look"
-    CATEGORY = "ipadapter/look"
     OUTPUT_NODE = True
 
     @classmethod
@@ -61,7 +60,6 @@ class IPAdapterPlotModel:
     RETURN_NAMES = ("plot",)
     OUTPUT_TOOLTIPS = (PLOT_OUT,)
     FUNCTION = "plot"
-    CATEGORY = "ipadapter/look"
     OUTPUT_NODE = True
 
     @classmethod
@@ -91,7 +89,6 @@ class IPAdapterPlotWeights:
     RETURN_NAMES = ("plot",)
     OUTPUT_TOOLTIPS = (PLOT_OUT,)
     FUNCTION = "plot"
-    CATEGORY = "ipadapter/look"
     OUTPUT_NODE = True
 
     @classmethod
@@ -118,13 +115,16 @@ class IPAdapterInspector:
     RETURN_NAMES = ("text",)
     OUTPUT_TOOLTIPS = ("What was found, line by line, for a Preview Any node; the node shows it too.",)
     FUNCTION = "inspect"
-    CATEGORY = "ipadapter/look"
     OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         file = "A file in models/ipadapter. Only its header is read, so large files are quick to look at too."
-        return {"required": {"ipadapter_file": (adapter_names(), {"tooltip": file})}}
+        return {"required": {"ipadapter_file": (adapter_choices(), {"tooltip": file})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, ipadapter_file=None):
+        return lacking_adapter(ipadapter_file) or True
 
     @classmethod
     def IS_CHANGED(cls, ipadapter_file):

@@ -20,7 +20,6 @@ class IPAdapterRegionalConditioning:
         "The negative prompt, bound to the mask.",
     )
     FUNCTION = "conditioning"
-    CATEGORY = "ipadapter/params"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -62,7 +61,6 @@ class IPAdapterCombineParams:
     RETURN_TYPES = ("IPADAPTER_PARAMS",)
     OUTPUT_TOOLTIPS = ("All regions, for IPAdapter from Params.",)
     FUNCTION = "combine"
-    CATEGORY = "ipadapter/params"
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -79,7 +77,6 @@ class IPAdapterCombineParams:
 
 class IPAdapterFromParams(IPAdapterAdvanced):
     DESCRIPTION = "Steers a model by the regions of IPAdapter Regional Conditioning, one after another."
-    CATEGORY = "ipadapter/params"
 
     @classmethod
     def INPUT_TYPES(cls):

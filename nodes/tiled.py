@@ -17,7 +17,6 @@ class IPAdapterTiled:
     RETURN_NAMES = ("MODEL", "tiles", "masks")
     OUTPUT_TOOLTIPS = (i.MODEL_OUT, "The tiles as the encoder sees them.", "Where each tile acts.")
     FUNCTION = "apply_tiled"
-    CATEGORY = "ipadapter/tiled"
     per_latent = False
 
     @classmethod

@@ -54,11 +54,20 @@ def adapter_names() -> list[str]:
     return folder_paths.get_filename_list(FOLDER)
 
 
+def adapter_choices() -> list[str]:
+    """adapter_names(), or in their place that there is none: an empty list would say nothing on the node."""
+    return adapter_names() or [f"(no file in models/{FOLDER})"]
+
+
 def adapter_path(name: str) -> str:
     """Full path of a name from adapter_names(). Raises IPAdapterError listing what is there instead."""
     if path := folder_paths.get_full_path(FOLDER, name):
         return path
-    raise IPAdapterError(f"{name} is no longer in {_places(FOLDER)}. {_there(FOLDER)}")
+    raise IPAdapterError(_gone(name))
+
+
+def _gone(name: str) -> str:
+    return f"{name} is no longer in {_places(FOLDER)}. {_there(FOLDER)}"
 
 
 def identify_file(path: str) -> Info:
@@ -83,6 +92,20 @@ def find_adapter(preset: str, base: str) -> str:
     if base not in PRESETS[preset]:
         bases = " and ".join(PRESETS[preset])
         raise IPAdapterError(f"The preset {preset} has no adapter for {base} models, only for {bases}. Choose another preset.")
+    fitting, how, notes = _fitting(preset, base)
+    if not fitting:
+        rows = [published.file_named(name) for name in PRESETS[preset][base]]
+        raise _missing(f"No adapter for the preset {preset} and {base} models", FOLDER, rows, notes)
+    for note in notes:
+        log.warning(note)
+    (name, path), *others = fitting
+    rest = f"; these fit as well: {', '.join(other for other, _ in others)}" if others else ""
+    log.info("%s for %s: %s, by its %s%s", preset, base, name, how, rest)
+    return path
+
+
+def _fitting(preset: str, base: str) -> tuple[list[tuple[str, str]], str, list[str]]:
+    """(files, the one to take first, "name" or "content", notes on files that are not what their names say)."""
     rows = [published.file_named(name) for name in PRESETS[preset][base]]
     files = sorted(_files(FOLDER), key=_preference)
     notes = []
@@ -92,21 +115,36 @@ def find_adapter(preset: str, base: str) -> str:
                 continue
             facts = _look(path)
             if facts.info and published.is_of(row, facts.info):
-                log.info("%s for %s: %s, by its name", preset, base, name)
-                return path
+                return [(name, path)], "name", []
             notes.append(f"{name} is not what its name says: {_describe(name, facts)}.")
     fitting = [(name, path) for name, path in files if (info := _look(path).info) and any(published.is_of(row, info) for row in rows)]
     if published.has_variants(rows[0]):  # files of the same shapes: a name that says another variant rules a file out
         named = [file for file in fitting if published.variant_of(file[0]) == rows[0].variant]
         fitting = named or [file for file in fitting if not published.variant_of(file[0])]
-    if not fitting:
-        raise _missing(f"No adapter for the preset {preset} and {base} models", FOLDER, rows, notes)
-    for note in notes:
-        log.warning(note)
-    (name, path), *others = fitting
-    rest = f"; these fit as well: {', '.join(other for other, _ in others)}" if others else ""
-    log.info("%s for %s: %s, by its content%s", preset, base, name, rest)
-    return path
+    return fitting, "content", notes
+
+
+def lacking_preset(preset: str) -> str:
+    """What a preset lacks for models of any base, as a sentence; "" where nothing is, or where only opening large files would tell."""
+    bases = {base: published.file_named(names[0]) for base, names in PRESETS[preset].items()}
+    if all(_quick(path) for _, path in _files(FOLDER)) and not any(_fitting(preset, base)[0] for base in bases):
+        sources = ", or ".join(f"for {base} models {row.name} ({row.url})" for base, row in bases.items())
+        there = f"No adapter for the preset {preset} was found in {_places(FOLDER)}. {_there(FOLDER)}"
+        return f"{there} Put one of these into that folder: {sources}."
+    encoders = [row.encoder for row in bases.values()]
+    if not _files("clip_vision") and encoders[0] is not None and None not in encoders:
+        return str(_no_encoder(encoders[0], []))
+    return ""
+
+
+def lacking_adapter(name: str | None) -> str:
+    """Why a file that an adapter list names cannot be loaded, as a sentence; "" where it is there. None: not known yet."""
+    if not _files(FOLDER):
+        rows = [row for row in published.ADAPTERS if row.family == "plus" and row.variant == "plain"]
+        return str(_missing("No adapter", FOLDER, rows, [], look=False))
+    if name is None or name in adapter_names():
+        return ""
+    return _gone(name)
 
 
 def short_labels() -> dict[str, str]:
@@ -118,9 +156,7 @@ def short_labels() -> dict[str, str]:
 
 
 def _short(name: str, path: str) -> str:
-    state = os.stat(path)
-    known = _facts.get(path)
-    if path.lower().endswith((".safetensors", ".sft")) or (known is not None and known[0] == (state.st_size, state.st_mtime_ns)):
+    if _quick(path):
         facts = _look(path)
         if facts.info is None or not facts.info.supported:
             return _describe(name, facts)
@@ -131,6 +167,12 @@ def _short(name: str, path: str) -> str:
         return ""
     family = " ".join([row.family, *([variant] if variant not in ("", "plain") else [])])
     return ", ".join([family, row.base, *([row.encoder.name] if row.encoder else [])])
+
+
+def _quick(path: str) -> bool:
+    """Whether what a file is takes no more than a look at its header, or is known already."""
+    state, known = os.stat(path), _facts.get(path)
+    return path.lower().endswith((".safetensors", ".sft")) or (known is not None and known[0] == (state.st_size, state.st_mtime_ns))
 
 
 def best_adapter(bases: Sequence[str]) -> str:
@@ -172,9 +214,13 @@ def find_encoder(encoder: Encoder) -> str:
         name, path = min(files, key=lambda file: (published.stem(file[0]) != published.stem(encoder.file), _preference(file)))
         log.info("image encoder %s: %s", encoder.name, name)
         return path
+    raise _no_encoder(encoder, notes)
+
+
+def _no_encoder(encoder: Encoder, notes: list[str]) -> IPAdapterError:
     rows = [row for row in published.FILES if row.name == encoder.file]
     kind = f"image encoder {encoder.name}" if encoder.file else "image encoder"
-    raise _missing(f"No {kind} ({encoder.feature} {encoder.width} wide)", "clip_vision", rows, notes)
+    return _missing(f"No {kind} ({encoder.feature} {encoder.width} wide)", "clip_vision", rows, notes)
 
 
 def find_lora(info: Info) -> str | None:

@@ -1,14 +1,19 @@
-"""The README's tables of model files are those of ipadapter_core/published.py, and its links and commands lead somewhere."""
+"""The tables of model files in docs/ are those of ipadapter_core/published.py; links and commands of all pages lead somewhere."""
 
 import json
 import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 from ipadapter_core.published import FILES, PRESETS
 
 REPO = Path(__file__).resolve().parents[2]
 README = (REPO / "README.md").read_text(encoding="utf-8")
+MODELS = (REPO / "docs" / "models.md").read_text(encoding="utf-8")
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md")), REPO / "training" / "README.md", REPO / "world" / "README.md"]
+LEVELS = ("start here", "next", "special")
 FAMILIES = {
     "standard": "standard", "plus": "plus", "full-face": "full face", "faceid": "FaceID", "faceid-plus": "FaceID plus",
     "faceid-plus-v2": "FaceID plus v2", "portrait": "FaceID portrait", "portrait-unnorm": "FaceID portrait unnorm",
@@ -47,7 +52,7 @@ def loras() -> list[str]:
 
 def section(folder: str) -> list[str]:
     """The lines of the table under the heading that names a folder."""
-    text = README.split(f"### `{folder}/`\n")[1].split("\n#")[0]
+    text = MODELS.split(f"## `{folder}/`\n")[1].split("\n#")[0]
     return [line for line in text.splitlines() if line.startswith("|")]
 
 
@@ -72,28 +77,48 @@ def test_the_first_screen_names_real_files():
     assert links == {name: table.get(name) for name in links}
 
 
-def test_links_inside_the_repository_lead_somewhere():
-    targets = re.findall(r"\]\(((?!https?://)[^)]+)\)", README)
-    titles = re.findall(r"^#+ (.+)$", README, flags=re.MULTILINE)
-    headings = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-    for target in targets:
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPO).as_posix())
+def test_links_inside_the_repository_lead_somewhere(page):
+    for target in re.findall(r"\]\(((?!https?://)[^)]+)\)", page.read_text(encoding="utf-8")):
         path, _, anchor = target.partition("#")
-        assert (REPO / path).exists() if path else anchor in headings, target
+        to = page.parent / path if path else page
+        assert to.exists(), target
+        assert not anchor or anchor in anchors(to), target
+
+
+def test_every_page_is_reached_from_the_readme():
+    for page in PAGES[1:]:
+        assert f"]({page.relative_to(REPO).as_posix()})" in README
 
 
 def test_commands_exist():
     commands = runpy.run_path(str(REPO / "dev.py"))["COMMANDS"]
-    assert set(re.findall(r"python3? dev\.py (\w+)", README)) <= set(commands)
-    assert {"demo", "test"} <= set(re.findall(r"python3? dev\.py (\w+)", README.split("\n## ")[1]))
+    for page in PAGES:
+        assert set(re.findall(r"python3? dev\.py (\w+)", page.read_text(encoding="utf-8"))) <= set(commands)
+    develop = README.split("\n## Develop, test, release\n")[1].split("\n## ")[0]
+    assert {"demo", "test"} <= set(re.findall(r"python3? dev\.py (\w+)", develop))
 
 
-def test_the_table_of_examples_is_that_of_their_notes():
-    rows = []
-    for path in sorted((REPO / "workflows").glob("*.json")):
+def test_the_tables_of_examples_are_those_of_their_notes():
+    """Every example once, with its note's title, in groups by goal and within them from easy to special."""
+    titles = {}
+    for path in (REPO / "workflows").glob("*.json"):
         nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
         note = next(node for node in nodes if node["type"] == "MarkdownNote")["widgets_values"][0]
-        rows.append(f"| [{path.stem}](workflows/{path.name}) | {note.splitlines()[0].removeprefix('# ')} |")
-    assert "\n".join(["| example | what it shows |", "|---|---|", *rows]) + "\n\n" in README
+        titles[path.name] = note.splitlines()[0].removeprefix("# ")
+    text = README.split("\n## Examples\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| \[([^\]]+)\]\(workflows/([^)]+)\) \| (.+) \| ([^|]+) \|$", text, flags=re.MULTILINE)
+    assert sorted((name, title) for _, name, title, _ in rows) == sorted(titles.items())
+    assert all(f"{stem}.json" == name for stem, name, _, _ in rows)
+    for group in text.split("\n**")[1:]:
+        levels = [LEVELS.index(level) for level in re.findall(r"\| ([^|]+) \|$", group, flags=re.MULTILINE) if level in LEVELS]
+        assert levels and levels == sorted(levels)
 
 
 def test_every_blueprint_is_named():

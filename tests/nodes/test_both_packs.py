@@ -72,7 +72,7 @@ def test_the_other_pack_first(custom_nodes, caplog):
     nodes = registry()
     load(write(custom_nodes / OTHER))
     load(custom_nodes / "ours")
-    assert nodes.NODE_CLASS_MAPPINGS["IPAdapterAdvanced"].CATEGORY == "ipadapter"
+    assert nodes.NODE_CLASS_MAPPINGS["IPAdapterAdvanced"].CATEGORY == "ipadapter/established"
     (said,) = warnings(caplog)
     assert said == f"{OTHER} had already registered nodes with the same names; this pack's are used now. Remove one of the two packs."
 
