@@ -10,7 +10,6 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -96,15 +95,17 @@ def shown(rig: Rig, prompt: Prompt) -> list[Image.Image]:
     return frames(rig.server.pictures({"outputs": {last: entry["outputs"][last]}}))
 
 
-def thumbnail(rig: Rig, path: Path) -> Image.Image:
+def thumbnail(rig: Rig, path: Path, number: int) -> Image.Image:
+    """Of the example with this number in the list, which decides what its references show."""
     raw: Prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), rig.info)
     if any(DRAWN.search(node["class_type"]) for node in raw.values()):
         return drawn("animation" in path.stem)
-    scenes: Any = scenes_module()
-    pictures = [picture for _, _, picture in sheet.references(scenes)]
-    names = needs.pictures(raw)
-    for name, picture in zip(names, pictures, strict=False):
+    references = list(sheet.references(scenes_module()))
+    loaders = [node for node in raw.values() if node["class_type"] == "LoadImage"]
+    shown_here = [references[(number + i) % len(references)] for i in range(max(1, len(loaders)))]
+    for node, (name, _, picture) in zip(loaders, shown_here, strict=False):
         picture.save(rig.base / "input" / name)
+        node["inputs"]["image"] = name
     for name in needs.saved(raw):
         rig.save(name)
     prompt = sheet.in_the_world(raw, rig.info)
@@ -114,7 +115,7 @@ def thumbnail(rig: Rig, path: Path) -> Image.Image:
     rows, plain = {"with": shown(rig, prompt)}, without_adapters(prompt, adapter_nodes())
     if any(node["class_type"] == "KSampler" for node in plain.values()):
         rows = {"without": shown(rig, plain)} | rows
-    return card(pictures[: max(len(names), 1)], {title: found for title, found in rows.items() if found})
+    return card([picture for _, _, picture in shown_here], {title: found for title, found in rows.items() if found})
 
 
 def main() -> None:
@@ -123,9 +124,9 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, required=True, help=argparse.SUPPRESS)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as base, Rig(args.comfyui.resolve(), Path(base), world_models(Path(base)), real=False) as rig:
-        for path in sorted((REPO / "workflows").glob("*.json")):
+        for number, path in enumerate(sorted((REPO / "workflows").glob("*.json"))):
             if not args.names or path.stem in args.names:
-                thumbnail(rig, path).save(path.with_suffix(".jpg"), quality=85, optimize=True)
+                thumbnail(rig, path, number).save(path.with_suffix(".jpg"), quality=85, optimize=True)
                 print(path.stem, flush=True)
 
 
