@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from support import proof_table
-from support.world_models import MODELS, readers
+from support.world_models import MODELS, REPO, readers
 
 CAPTION = "a big red star on the left, blue background, dotted"
 # ComfyUI and diffusers do the same sums in another order, on half precision files read as float32
@@ -90,3 +90,5 @@ def test_files_are_small(tiny_world):
 def test_the_readme_has_the_measured_figures():
     figures = json.loads((MODELS / "proof.json").read_text())
     assert proof_table.tables(figures) in proof_table.README.read_text(encoding="utf-8")
+    rows = [line for line in (REPO / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| standard, weight")]
+    assert rows and set(rows) <= set(proof_table.tables(figures).splitlines())

@@ -1,6 +1,7 @@
 """The demo's contact sheet: for each reference what comes out without the adapter, with it, under a mask, as a style."""
 
 import random
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -20,6 +21,7 @@ SHOWN = (  # shape, colour, background, size, position, style
     "circle green yellow small bottom outlined",
 )
 SIDE, SCALE = 64, 2
+PLUS = re.compile("Enhancer|LoadEmbeds")
 UNIFIED = ("IPAdapterUnifiedLoader", "ImagePromptLoader")
 FILES = {  # checkpoints, clip_vision, standard, plus -> the published name
     file.split("_")[-1].removesuffix(".safetensors") if "ipadapter" in file else file.split("/")[0]: Path(name).name
@@ -38,15 +40,15 @@ def references(scenes: Any) -> Iterator[tuple[str, Any, Image.Image]]:
 def in_the_world(prompt: Prompt, info: dict[str, Any]) -> Prompt:
     """A workflow's prompt at the world's size and in its words: neutral text, no negative text, files by their published names.
 
-    The loader of presets knows the published files, which are wider: its place is taken by the loaders that take any file.
+    The loader of presets knows the published files, which are wider: its place is taken by the loaders that take any file. The adapter is
+    standard, which has learned more of the world than plus, unless an example has finer or saved encodings, which are those of plus.
     info: the server's /object_info.
     """
     prompt = deepcopy(prompt)
     unified = {key: node["inputs"] for key, node in prompt.items() if node["class_type"].startswith(UNIFIED)}
+    adapter = FILES["plus" if any(PLUS.search(node["class_type"]) for node in prompt.values()) else "standard"]
     loaders: Prompt = {"encoder": {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": FILES["clip_vision"]}}}
-    for key, inputs in unified.items():
-        family = "plus" if "PLUS" in str(inputs.get("preset", "")) else "standard"
-        loaders[f"adapter {key}"] = {"class_type": "IPAdapterModelLoader", "inputs": {"ipadapter_file": FILES[family]}}
+    loaders |= {f"adapter {key}": {"class_type": "IPAdapterModelLoader", "inputs": {"ipadapter_file": adapter}} for key in unified}
     for node in prompt.values():
         inputs = node["inputs"]
         if node["class_type"].startswith("EmptyLatentImage"):
@@ -64,7 +66,7 @@ def in_the_world(prompt: Prompt, info: dict[str, Any]) -> Prompt:
             if name in ("ckpt_name", "clip_name"):
                 inputs[name] = FILES["checkpoints" if name == "ckpt_name" else "clip_vision"]
             if name == "ipadapter_file":
-                inputs[name] = FILES["plus" if "plus" in value else "standard"]
+                inputs[name] = adapter
             if isinstance(value, list) and value[0] in unified and value[1] == 1:
                 inputs[name] = [f"adapter {value[0]}", 0]
             while isinstance(inputs[name], list) and inputs[name][0] in unified:

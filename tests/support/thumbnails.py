@@ -22,7 +22,7 @@ from support.rig import REPO, Rig, adapter_nodes
 from support.world_models import scenes_module
 
 CARD, GAP = 480, 12
-DRAWN, PLUS = re.compile("Face"), re.compile("Enhancer|LoadEmbeds")
+DRAWN = re.compile("Face")
 FRAMES = 3
 
 
@@ -109,9 +109,6 @@ def thumbnail(rig: Rig, path: Path, number: int) -> Image.Image:
     for name in needs.saved(raw):
         rig.save(name)
     prompt = sheet.in_the_world(raw, rig.info)
-    for node in prompt.values():  # standard has learned more of the world than plus, which finer encodings and the saved ones need
-        if "ipadapter_file" in node["inputs"] and not any(PLUS.search(other["class_type"]) for other in raw.values()):
-            node["inputs"]["ipadapter_file"] = sheet.FILES["standard"]
     rows, plain = {"with": shown(rig, prompt)}, without_adapters(prompt, adapter_nodes())
     if any(node["class_type"] == "KSampler" for node in plain.values()):
         rows = {"without": shown(rig, plain)} | rows
