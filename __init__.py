@@ -1,7 +1,7 @@
 """IP-Adapter image prompts for ComfyUI."""
 
 from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
-from .nodes.host.files import register_folder
+from .nodes.host.files.find import register_folder
 from .nodes.host.free import empty_on_free
 from .nodes.host.other_packs import warn_of_other_packs
 

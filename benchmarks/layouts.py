@@ -23,7 +23,7 @@ def batch_node(bench: Bench, pictures: torch.Tensor, weight: Any = 0.8, **inputs
 
 
 def application(model: Any) -> Any:
-    from ipadapter_pack.nodes.host.layer_patch import applications
+    from ipadapter_pack.nodes.host.engine.layer_patch import applications
 
     (one,) = applications(model.model_options["transformer_options"])
     return one
@@ -61,8 +61,8 @@ def windows(bench: Bench) -> tuple[int, int]:
 
 def devices(bench: Bench) -> int:
     """Layouts made in CALLS model calls on two devices in turn, with the `.to` before each that ComfyUI does."""
-    from ipadapter_pack.nodes.host.chunks import chunks_of
-    from ipadapter_pack.nodes.host.layout import layout_of
+    from ipadapter_pack.nodes.host.engine.chunks import chunks_of
+    from ipadapter_pack.nodes.host.engine.layout import layout_of
 
     model = bench.apply(bench.unet)
     one, patches = application(model), model.model_options["transformer_options"]["patches_replace"]["attn2"]

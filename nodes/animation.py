@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-from ..ipadapter_core.animation import METHODS, TIMINGS, Strategy, animate, join_weights, prompt_schedule
+from ..ipadapter_core.weights.animation import METHODS, TIMINGS, Strategy, animate, join_weights, prompt_schedule
 
 _STRATEGY_IN = ("WEIGHTS_STRATEGY", {"tooltip": "The settings of an IPAdapter Weights node, from its weights_strategy output."})
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from . import inputs as i
-from .host.apply_adapter import apply_inputs
-from .host.apply_inputs import ApplyInputs
+from .host.apply.apply_adapter import apply_inputs
+from .host.apply.apply_inputs import ApplyInputs
 
 BOOST = {"min": -5, "max": 5, "step": 0.05}
 

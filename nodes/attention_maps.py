@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from ..ipadapter_core.attention_maps import SCALES, VIEWS, figures, resized, scaled, shown
 from ..ipadapter_core.errors import IPAdapterError
-from ..ipadapter_core.images import rgb
+from ..ipadapter_core.look.attention_maps import SCALES, VIEWS, figures, resized, scaled, shown
+from ..ipadapter_core.pictures.images import rgb
 from ..ipadapter_core.values import check_choice, check_whole
-from .host import preview
-from .host.map_choice import LAYERS, SHOWN, SIDES, chosen_maps
-from .host.watch import Record, watched
+from .host.engine.watch import Record, watched
+from .host.look.map_choice import LAYERS, SHOWN, SIDES, chosen_maps
+from .host.pictures import preview
 
 
 class WatchImagePrompt:

@@ -7,20 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ipadapter_core.embeds import combine
+from ..ipadapter_core.adapter.embeds import combine
 from ..ipadapter_core.errors import IPAdapterError
-from ..ipadapter_core.images import rgb
+from ..ipadapter_core.pictures.images import rgb
 from ..ipadapter_core.values import check_embeds, check_number
 from . import inputs as i
-from .host.adapter import as_adapter, from_pipeline
-from .host.apply_inputs import check_mask
-from .host.embeds_file import SUFFIX, load_embeds, save_embeds
-from .host.encoder import encode_fitted
-from .host.features import encode_for, needed_encoder, negative_features, refuse_faces
-from .host.preview import told
-from .host.project import apply_features
-from .host.saved_files import list_saved, stamp
-from .host.settings import Settings
+from .host.apply.apply_inputs import check_mask
+from .host.apply.features import encode_for, needed_encoder, negative_features, refuse_faces
+from .host.apply.project import apply_features
+from .host.apply.settings import Settings
+from .host.files.embeds_file import SUFFIX, load_embeds, save_embeds
+from .host.files.saved_files import list_saved, stamp
+from .host.load.adapter import as_adapter, from_pipeline
+from .host.pictures.encoder import encode_fitted
+from .host.pictures.preview import told
 
 
 def scaled(features: Tensor, weight: Any) -> Tensor:

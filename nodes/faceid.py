@@ -6,8 +6,8 @@ from typing import Any
 
 from . import inputs as i
 from .apply import IPAdapterAdvanced
-from .host.apply_adapter import apply_faces
-from .host.apply_inputs import ApplyInputs
+from .host.apply.apply_adapter import apply_faces
+from .host.apply.apply_inputs import ApplyInputs
 
 FACE_IMAGE_OUT = "The face as the encoder sees it: look here when the likeness is off."
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from ..ipadapter_core.face_embeds import CROP, FaceEmbeds, average, draw_faces, join
-from ..ipadapter_core.images import rgb
-from .host.faces_file import SUFFIX, load_faces, save_faces
-from .host.preview import told
-from .host.recogniser import CHOICES, choose, detect
-from .host.saved_files import list_saved, stamp
+from ..ipadapter_core.pictures.face_embeds import CROP, FaceEmbeds, average, draw_faces, join
+from ..ipadapter_core.pictures.images import rgb
+from .host.faces.faces_file import SUFFIX, load_faces, save_faces
+from .host.faces.recogniser import CHOICES, choose, detect
+from .host.files.saved_files import list_saved, stamp
+from .host.pictures.preview import told
 
 _FACES_OUT = "The faces: average them, save them, or connect them where face embeddings are taken."
 _CROPS_OUT = "The faces cut out and turned upright, 256 x 256, as the image encoder is shown them."

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ipadapter_core.curves import curve_of
-from ..ipadapter_core.face_embeds import check_faces
-from ..ipadapter_core.images import rgb
-from ..ipadapter_core.references import FACE_ROLES, JOINS, ROLES, Reference, chained, check_references
+from ..ipadapter_core.pictures.face_embeds import check_faces
+from ..ipadapter_core.pictures.images import rgb
+from ..ipadapter_core.pictures.references import FACE_ROLES, JOINS, ROLES, Reference, chained, check_references
 from ..ipadapter_core.values import check_choice, check_number
+from ..ipadapter_core.weights.curves import curve_of
 from . import inputs as i
-from .host.apply_inputs import check_mask
-from .host.references import METHODS, Manner, apply_references
+from .host.apply.apply_inputs import check_mask
+from .host.apply.references import METHODS, Manner, apply_references
 
 REFERENCE_OUT = "The reference, behind those of 'more': connect it to an Image Prompt, or to 'more' of the next reference."
 REGION = ("MASK", {"tooltip": "Where in the result this reference acts: white fully, black not at all. Without it, everywhere."})

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from . import inputs as i
-from .host.auto_loader import AUTO, load_fitting
-from .host.files import adapter_names, lacking_adapter, short_labels
-from .host.preview import told
+from .host.files.find import adapter_names, lacking_adapter, short_labels
+from .host.load.auto_loader import AUTO, load_fitting
+from .host.pictures.preview import told
 from .loaders import LORA_STRENGTH, PIPELINE_OUT, PROVIDER
 
 

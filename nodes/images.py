@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..ipadapter_core.images import CROP_POSITIONS, INTERPOLATIONS, prepare
-from ..ipadapter_core.noise import NOISE_TYPES, noise
+from ..ipadapter_core.pictures.images import CROP_POSITIONS, INTERPOLATIONS, prepare
+from ..ipadapter_core.pictures.noise import NOISE_TYPES, noise
 
 
 class PrepImageForClipVision:

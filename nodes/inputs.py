@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ipadapter_core.attention import SCALINGS
-from ..ipadapter_core.embeds import COMBINE_METHODS
-from ..ipadapter_core.fit import FITS
-from ..ipadapter_core.layers import WEIGHT_TYPES
+from ..ipadapter_core.adapter.attention import SCALINGS
+from ..ipadapter_core.adapter.embeds import COMBINE_METHODS
+from ..ipadapter_core.adapter.layers import WEIGHT_TYPES
+from ..ipadapter_core.pictures.fit import FITS
 
 Input = tuple[Any, ...]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ipadapter_core.noise import noise as make_noise
+from ..ipadapter_core.pictures.noise import noise as make_noise
 from . import inputs as i
-from .host.apply_adapter import apply_inputs
-from .host.apply_inputs import ApplyInputs
+from .host.apply.apply_adapter import apply_inputs
+from .host.apply.apply_inputs import ApplyInputs
 
 SCALINGS = {"original": "V only", "linear": "K+V", "channel penalty": "K+mean(V) w/ C penalty"}
 

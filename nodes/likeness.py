@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ipadapter_core.images import rgb
-from ..ipadapter_core.likeness import as_plot, as_text, mean
+from ..ipadapter_core.look.likeness import as_plot, as_text, mean
+from ..ipadapter_core.pictures.images import rgb
 from ..ipadapter_core.values import check_choice
-from .host.compare import COMPARED, table
-from .host.preview import shown, told
+from .host.look.compare import COMPARED, table
+from .host.pictures.preview import shown, told
 
 
 class ImagePromptLikeness:

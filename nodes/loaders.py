@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ipadapter_core.published import COMMUNITY_PRESETS, FACE_PRESETS, PICTURE_PRESETS
+from ..ipadapter_core.files.published import COMMUNITY_PRESETS, FACE_PRESETS, PICTURE_PRESETS
 from . import inputs as i
-from .host.adapter import load_adapter
-from .host.files import adapter_choices, adapter_path, lacking_adapter, lacking_preset
-from .host.pipeline import unified
-from .host.recogniser import MODELS, PROVIDERS, load_insightface
+from .host.faces.recogniser import MODELS, PROVIDERS, load_insightface
+from .host.files.find import adapter_choices, adapter_path, lacking_adapter, lacking_preset
+from .host.load.adapter import load_adapter
+from .host.load.pipeline import unified
 
 PIPELINE_OUT = "The adapter with the image encoder it needs: connect it to any IPAdapter node, or to another unified loader."
 CHAINED = ("IPADAPTER", {"tooltip": "Another unified loader's output: what it has loaded already is not loaded again."})

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
-from ..ipadapter_core.fit import fit
-from ..ipadapter_core.images import rgb
-from ..ipadapter_core.plot import Panel, Series, encoder_view, plot, seen_squares
+from ..ipadapter_core.look.plot import Panel, Series, encoder_view, plot, seen_squares
+from ..ipadapter_core.pictures.fit import fit
+from ..ipadapter_core.pictures.images import rgb
 from . import inputs as i
-from .host.apply_inputs import check_mask
-from .host.encoder import seen_as
-from .host.files import adapter_choices, lacking_adapter
-from .host.inspection import report
-from .host.panels import panels, schedulers
-from .host.preview import shown, told
-from .host.settings import weights_of
+from .host.apply.apply_inputs import check_mask
+from .host.apply.settings import weights_of
+from .host.files.find import adapter_choices, lacking_adapter
+from .host.load.inspection import report
+from .host.look.panels import panels, schedulers
+from .host.pictures.encoder import seen_as
+from .host.pictures.preview import shown, told
 
 PLOT_OUT = "The plot, to be saved or previewed elsewhere; the node shows it too."
 

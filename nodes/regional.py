@@ -7,7 +7,7 @@ from typing import Any
 from ..ipadapter_core.errors import IPAdapterError
 from . import inputs as i
 from .apply import IPAdapterAdvanced
-from .host.apply_inputs import REGION_KEYS, check_mask, is_params
+from .host.apply.apply_inputs import REGION_KEYS, check_mask, is_params
 
 
 class IPAdapterRegionalConditioning:

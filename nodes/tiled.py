@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ipadapter_core.images import rgb
-from ..ipadapter_core.tiles import reference_tiles
+from ..ipadapter_core.pictures.images import rgb
+from ..ipadapter_core.pictures.tiles import reference_tiles
 from . import inputs as i
-from .host.apply_adapter import apply_inputs
-from .host.apply_inputs import ApplyInputs, check_mask
+from .host.apply.apply_adapter import apply_inputs
+from .host.apply.apply_inputs import ApplyInputs, check_mask
 
 
 class IPAdapterTiled:

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ipadapter_core.attention import build_layers, image_attention, sdpa
-from ipadapter_core.checkpoint import Checkpoint, read_checkpoint, read_shapes
-from ipadapter_core.encoders import HIDDEN
+from ipadapter_core.adapter.attention import build_layers, image_attention, sdpa
+from ipadapter_core.adapter.layers import Layer, layers
+from ipadapter_core.adapter.lora import lora_layers
+from ipadapter_core.adapter.projection import PROJECTIONS, build_projection
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.family import ARCFACE, Info, identify
-from ipadapter_core.layers import Layer, layers
-from ipadapter_core.lora import lora_layers
-from ipadapter_core.projection import PROJECTIONS, build_projection
-from ipadapter_core.shapes import check_layout
+from ipadapter_core.files.checkpoint import Checkpoint, read_checkpoint, read_shapes
+from ipadapter_core.files.encoders import HIDDEN
+from ipadapter_core.files.family import ARCFACE, Info, identify
+from ipadapter_core.files.shapes import check_layout
 
 KVs = dict[int, tuple[Tensor, Tensor]]  # key number -> K and V [b, t, c]
 

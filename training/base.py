@@ -11,8 +11,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
+from ipadapter_core.adapter.layers import layers
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.layers import layers
 
 from .adapter import KVs, attach, place
 from .config import Common

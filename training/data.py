@@ -27,8 +27,8 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.family import ARCFACE
-from ipadapter_core.preprocess import clip_pixels
+from ipadapter_core.files.family import ARCFACE
+from ipadapter_core.pictures.preprocess import clip_pixels
 
 from .loss import generator
 

@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ipadapter_core.encoders import HIDDEN
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.family import Info, identify
+from ipadapter_core.files.encoders import HIDDEN
+from ipadapter_core.files.family import Info, identify
 
 from . import output
 from .adapter import Adapter, attentions_of, check_encoder, check_name, merge_lora, new_checkpoint, read_adapter, shapes_of

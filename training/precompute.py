@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from webdataset.writer import ShardWriter
 
-from ipadapter_core.encoders import HIDDEN, PROJECTED, Encoder, needed
 from ipadapter_core.errors import IPAdapterError
+from ipadapter_core.files.encoders import HIDDEN, PROJECTED, Encoder, needed
 
 from .base import PRECISION, configured_layout
 from .config import Precompute

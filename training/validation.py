@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
-from ipadapter_core.preprocess import CLIP_MEAN, CLIP_STD, clip_pixels
+from ipadapter_core.pictures.preprocess import CLIP_MEAN, CLIP_STD, clip_pixels
 
 from .adapter import KVs
 from .base import Base

@@ -174,8 +174,8 @@ def shot(editor: Editor, name: str, graph: Graph) -> Image.Image:
 def weight_types() -> Image.Image:
     """The weight of each weight type in each layer of SD1.5; layers that push the picture away have theirs below 0."""
     lab.load_module("ipadapter_core", REPO / "ipadapter_core")
-    from ipadapter_core.layers import WEIGHT_TYPES, layer_weights, layers, swapped_ts
-    from ipadapter_core.plot import BACKGROUND, COLOURS, DIM, TEXT
+    from ipadapter_core.adapter.layers import WEIGHT_TYPES, layer_weights, layers, swapped_ts
+    from ipadapter_core.look.plot import BACKGROUND, COLOURS, DIM, TEXT
 
     places = sorted({(layer.t, layer.name) for layer in layers("SD1.5")})
     colours: dict[str, tuple[int, int, int]] = dict(zip(("input", "output", "middle"), COLOURS, strict=False))

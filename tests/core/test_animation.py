@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ipadapter_core.animation import METHODS, TIMINGS, Strategy, animate, join_weights, parse_weights, prompt_schedule, weight_curve
 from ipadapter_core.errors import IPAdapterError
+from ipadapter_core.weights.animation import METHODS, TIMINGS, Strategy, animate, join_weights, parse_weights, prompt_schedule, weight_curve
 
 X = np.linspace(0, 1, 7)
 SHAPES = {

@@ -10,7 +10,7 @@ import torch
 from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
 from torch import nn
 
-from ipadapter_core.attention import KV, SCALINGS, Slot, build_layers, image_attention, project_kv, scale_kv, select_rows
+from ipadapter_core.adapter.attention import KV, SCALINGS, Slot, build_layers, image_attention, project_kv, scale_kv, select_rows
 
 EXACT = 1e-13
 CONTEXT = 24

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ipadapter_core import attention_maps as m
-from ipadapter_core.masks import Area
+from ipadapter_core.adapter.masks import Area
+from ipadapter_core.look import attention_maps as m
 from support import synth
 
 EXACT = dict(rtol=1e-5, atol=1e-6)  # float32 sums in another order

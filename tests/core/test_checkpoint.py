@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ipadapter_core.checkpoint import from_state_dicts, read_checkpoint, read_shapes
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.family import identify
+from ipadapter_core.files.checkpoint import from_state_dicts, read_checkpoint, read_shapes
+from ipadapter_core.files.family import identify
 from support import shapes, synth
 
 

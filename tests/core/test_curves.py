@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.interpolate import PchipInterpolator
 
-from ipadapter_core.curves import curve_of
 from ipadapter_core.errors import IPAdapterError
+from ipadapter_core.weights.curves import curve_of
 
 POINTS = [(0.1, 1.0), (0.25, 0.2), (0.3, 0.2), (0.55, -0.7), (0.8, 1.4), (0.95, 1.3)]
 GRID = [step / 500 for step in range(501)]

@@ -6,7 +6,7 @@ from statistics import fmean
 import pytest
 import torch
 
-from ipadapter_core.embeds import COMBINE_METHODS, combine, match_count
+from ipadapter_core.adapter.embeds import COMBINE_METHODS, combine, match_count
 from ipadapter_core.errors import IPAdapterError
 
 FORMULAS = {  # of one component's values over the pictures

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 from PIL import Image
 
-from ipadapter_core import published
+from ipadapter_core.files import published
 from support.needs import PICTURES
 from support.rig import PACK, REPO, SUPPORT, adapter_nodes
 

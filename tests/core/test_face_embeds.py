@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.face_embeds import FaceEmbeds, average, draw_faces, join
+from ipadapter_core.pictures.face_embeds import FaceEmbeds, average, draw_faces, join
 from support import synth
 
 

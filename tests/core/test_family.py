@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from ipadapter_core.encoders import HIDDEN, PROJECTED, TOWERS, fits, needed, tower_of
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.family import Encoder, identify
-from ipadapter_core.shapes import check_layout
+from ipadapter_core.files.encoders import HIDDEN, PROJECTED, TOWERS, fits, needed, tower_of
+from ipadapter_core.files.family import Encoder, identify
+from ipadapter_core.files.shapes import check_layout
 from support import shapes
 
 H, BIG_G, L336 = "ViT-H", "ViT-bigG", "ViT-L-336"
@@ -90,7 +90,7 @@ def test_narrow_layers_are_no_obstacle(name):
 
 @pytest.mark.parametrize("what", shapes.FOREIGN)
 def test_other_adapters_are_named_and_not_supported(what, tmp_path):
-    from ipadapter_core.checkpoint import read_shapes
+    from ipadapter_core.files.checkpoint import read_shapes
 
     published, family, sentence, fp16 = shapes.FOREIGN[what]
     info = identify(read_shapes(shapes.write_header(tmp_path / "file.safetensors", published)))

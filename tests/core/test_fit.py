@@ -7,8 +7,8 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.fit import FITS, MOST_TILES, boxes_of, fit, interpolate_positions, pool
-from ipadapter_core.preprocess import CLIP_MEAN, CLIP_STD, clip_pixels
+from ipadapter_core.pictures.fit import FITS, MOST_TILES, boxes_of, fit, interpolate_positions, pool
+from ipadapter_core.pictures.preprocess import CLIP_MEAN, CLIP_STD, clip_pixels
 from support import lab
 
 MEAN, STD = torch.tensor(CLIP_MEAN).view(3, 1, 1), torch.tensor(CLIP_STD).view(3, 1, 1)

@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision.transforms.v2 import CenterCrop
 
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.images import CROP_POSITIONS, INTERPOLATIONS, center_crop, prepare, resize, rgb, sharpen, square
+from ipadapter_core.pictures.images import CROP_POSITIONS, INTERPOLATIONS, center_crop, prepare, resize, rgb, sharpen, square
 
 
 def picture(h: int, w: int, c: int = 3, b: int = 1, seed: int = 0) -> torch.Tensor:

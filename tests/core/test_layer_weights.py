@@ -6,9 +6,9 @@ import pytest
 import torch
 from diffusers.loaders.unet_loader_utils import _maybe_expand_lora_scales
 
+from ipadapter_core.adapter.layers import layer_weights, layers
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.layer_weights import PRESETS, shares_of
-from ipadapter_core.layers import layer_weights, layers
+from ipadapter_core.weights.layer_weights import PRESETS, shares_of
 from support import reference_unet
 
 BASES = {"sd15": "SD1.5", "sdxl": "SDXL"}

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.layers import (
+from ipadapter_core.adapter.layers import (
     STRONG_STYLE_AND_COMPOSITION,
     WEIGHT_TYPES,
     composition_ts,
@@ -16,6 +15,7 @@ from ipadapter_core.layers import (
     layers,
     swapped_ts,
 )
+from ipadapter_core.errors import IPAdapterError
 from support import reference_unet, synth
 
 BASES = {"SD1.5": "sd15", "SDXL": "sdxl"}

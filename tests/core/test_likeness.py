@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ipadapter_core import likeness
+from ipadapter_core.look import likeness
 from support import synth
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from ipadapter_core.adapter.lora import lora_layers
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.lora import lora_layers
 from support import reference_unet, synth
 
 BASES = {"SD1.5": "sd15", "SDXL": "sdxl"}

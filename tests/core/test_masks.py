@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.image_processor import IPAdapterMaskProcessor
 
-from ipadapter_core.masks import Area, level_size, mask_to_tokens, take, token_grid, token_size
+from ipadapter_core.adapter.masks import Area, level_size, mask_to_tokens, take, token_grid, token_size
 
 SHAPES = [(64, 64), (8, 8), (7, 13), (13, 7), (12, 16), (10, 18), (9, 5), (8, 64), (64, 8), (1, 64), (128, 96), (33, 65), (3, 5), (1, 1)]
 NARROW = [(64, 1), (8, 2), (5, 1), (200, 3), (15, 2)]

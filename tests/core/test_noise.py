@@ -7,7 +7,7 @@ import torch
 import torchvision.transforms.v2 as tv
 
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.noise import NOISE_TYPES, elastic, gaussian_blur, noise
+from ipadapter_core.pictures.noise import NOISE_TYPES, elastic, gaussian_blur, noise
 
 SIZES = [(200, 240), (240, 200), (224, 224), (224, 300), (500, 225), (90, 90), (1, 1)]
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import ImageDraw
 
-from ipadapter_core.fit import fit
-from ipadapter_core.plot import BACKGROUND, COLOURS, HEIGHT, WIDTH, Panel, Series, encoder_view, plot, seen_squares, span_of
-from ipadapter_core.preprocess import CLIP_MEAN
+from ipadapter_core.look.plot import BACKGROUND, COLOURS, HEIGHT, WIDTH, Panel, Series, encoder_view, plot, seen_squares, span_of
+from ipadapter_core.pictures.fit import fit
+from ipadapter_core.pictures.preprocess import CLIP_MEAN
 from support import lab
 
 LABELS = [str(i) for i in range(8)]

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 from transformers.models.siglip.image_processing_siglip import SiglipImageProcessor
 
-from ipadapter_core.preprocess import CLIP_MEAN, CLIP_STD, clip_pixels
+from ipadapter_core.pictures.preprocess import CLIP_MEAN, CLIP_STD, clip_pixels
 from support import lab
 
 MEAN, STD = torch.tensor(CLIP_MEAN).view(3, 1, 1), torch.tensor(CLIP_STD).view(3, 1, 1)

@@ -16,7 +16,7 @@ from diffusers.models.embeddings import (
     IPAdapterPlusImageProjection,
 )
 
-from ipadapter_core.projection import build_projection
+from ipadapter_core.adapter.projection import build_projection
 from support import shapes
 
 EXACT = 1e-11

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ipadapter_core import published
-from ipadapter_core.encoders import TOWERS
-from ipadapter_core.family import identify
+from ipadapter_core.files import published
+from ipadapter_core.files.encoders import TOWERS
+from ipadapter_core.files.family import identify
 from support import shapes
 
 LOADERS = ("IPAdapterUnifiedLoader", "IPAdapterUnifiedLoaderFaceID", "IPAdapterUnifiedLoaderCommunity")

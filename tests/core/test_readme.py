@@ -1,4 +1,4 @@
-"""The tables of model files in docs/ are those of ipadapter_core/published.py; links and commands of all pages lead somewhere."""
+"""The tables of model files in docs/ are those of ipadapter_core/files/published.py; links and commands of all pages lead somewhere."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ipadapter_core.published import FILES, PRESETS
+from ipadapter_core.files.published import FILES, PRESETS
 
 REPO = Path(__file__).resolve().parents[2]
 README = (REPO / "README.md").read_text(encoding="utf-8")
@@ -124,3 +124,18 @@ def test_the_tables_of_examples_are_those_of_their_notes():
 def test_every_blueprint_is_named():
     for path in (REPO / "subgraphs").glob("*.json"):
         assert f"*{path.stem}*" in README
+
+
+def test_the_tree_is_that_of_the_repository():
+    """Every folder of the tree is there, and every one with code of the pack is in the tree."""
+    text = README.split("Where things are, each folder in the way of the data:\n\n")[1].split("\n\n")[0]
+    above: list[str] = []
+    named = set()
+    for line in text.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2 - 2
+        for folder in re.findall(r"(?<!\S)([\w/]+)/(?=\s|$)", line):
+            above[depth:] = [folder]
+            named.add("/".join(above))
+    assert all((REPO / folder).is_dir() for folder in named)
+    rooms = {path.parent.relative_to(REPO).as_posix() for top in ("nodes", "ipadapter_core") for path in (REPO / top).rglob("*.py")}
+    assert rooms <= named

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.images import sharpen
-from ipadapter_core.tiles import join_tiled, merge_tile_features, reference_tiles, split_tiles, tile_starts
+from ipadapter_core.pictures.images import sharpen
+from ipadapter_core.pictures.tiles import join_tiled, merge_tile_features, reference_tiles, split_tiles, tile_starts
 
 
 def picture(h: int, w: int, b: int = 1) -> torch.Tensor:

@@ -20,7 +20,10 @@ GROUPS = {"down": "down_blocks", "middle": "mid_block", "up": "up_blocks"}
 
 @pytest.fixture(scope="module")
 def host(pack):
-    from ipadapter_pack.nodes.host import adapter, map_choice, project, watch
+    from ipadapter_pack.nodes.host.apply import project
+    from ipadapter_pack.nodes.host.engine import watch
+    from ipadapter_pack.nodes.host.load import adapter
+    from ipadapter_pack.nodes.host.look import map_choice
 
     return SimpleNamespace(
         as_adapter=adapter.as_adapter, apply=project.apply_features, Settings=project.Settings, Record=watch.Record, watched=watch.watched,

@@ -43,7 +43,7 @@ def test_style_and_composition_pictures_of_other_counts(pack, world, plus):
 
 def test_the_negative_side_of_a_batch_is_held_once(pack, world, plus):
     """All latents share the black picture: one set of tokens for it beside one for each picture."""
-    from ipadapter_pack.nodes.host.layer_patch import layer_patches
+    from ipadapter_pack.nodes.host.engine.layer_patch import layer_patches
 
     model = pack["IPAdapterBatch"]().apply_ipadapter(world.unet["sd15"], plus, image=lab.images(3), clip_vision=world.cv["h"])[0]
     patch = next(iter(layer_patches(model.model_options["transformer_options"]).values()))

@@ -23,7 +23,9 @@ def small(pack, comfy):
 @pytest.fixture(autouse=True)
 def caches(pack):
     """The pack's caches by name, emptied."""
-    from ipadapter_pack.nodes.host import adapter, encoder, face_features
+    from ipadapter_pack.nodes.host.apply import face_features
+    from ipadapter_pack.nodes.host.load import adapter
+    from ipadapter_pack.nodes.host.pictures import encoder
 
     plain.clear_caches()
     return SimpleNamespace(features=encoder._FEATURES, kv=adapter._KV_CACHE, tokens=adapter._TOKENS, faces=face_features._FOUND)
@@ -63,7 +65,7 @@ class Counter:
 
 
 def kv_of(model):
-    from ipadapter_pack.nodes.host.layer_patch import layer_patches
+    from ipadapter_pack.nodes.host.engine.layer_patch import layer_patches
 
     return next(iter(layer_patches(model.model_options["transformer_options"]).values())).applications[0].kv.rows
 
@@ -136,9 +138,9 @@ def test_pictures_that_need_bringing_to_rgb_are_the_same_picture(small, caches, 
 
 def test_kolors_projection_is_not_fingerprinted(pack, hashed):
     """It is told by which parameter it is: another one, or the same with other numbers, makes K and V anew."""
-    from ipadapter_pack.nodes.host.adapter import as_adapter
-    from ipadapter_pack.nodes.host.project import apply_features
-    from ipadapter_pack.nodes.host.settings import Settings
+    from ipadapter_pack.nodes.host.apply.project import apply_features
+    from ipadapter_pack.nodes.host.apply.settings import Settings
+    from ipadapter_pack.nodes.host.load.adapter import as_adapter
 
     adapter = as_adapter(synth.adapter("base", "sdxl"))
     adapter.info = replace(adapter.info, family="kolors-faceid-plus")  # a real one is too large for a quick test
@@ -194,7 +196,7 @@ class Foreign:
 def test_features_and_kv_lie_in_system_memory(small, caches, monkeypatch):
     """--gpu-only makes a graphics card of the device for what nodes hand on; "meta" stands for it."""
     import comfy.model_management
-    from ipadapter_pack.nodes.host.encoder import encode
+    from ipadapter_pack.nodes.host.pictures.encoder import encode
 
     made = small.encoder.encode_image(lab.images(1))
     foreign = Foreign(SimpleNamespace(encode_image=lambda image: made))

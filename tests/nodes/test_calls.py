@@ -24,8 +24,8 @@ def small(pack, comfy):
 @pytest.fixture
 def warnings(caplog):
     """Warnings told once are told again in each test."""
-    from ipadapter_pack.nodes.host.chunks import tell_once
-    from ipadapter_pack.nodes.host.polarity import tell_unknown
+    from ipadapter_pack.nodes.host.engine.chunks import tell_once
+    from ipadapter_pack.nodes.host.engine.polarity import tell_unknown
 
     tell_once.cache_clear()
     tell_unknown.cache_clear()

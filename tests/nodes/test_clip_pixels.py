@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ipadapter_core.preprocess import CLIP_STD, clip_pixels
+from ipadapter_core.pictures.preprocess import CLIP_STD, clip_pixels
 from support import lab
 
 
@@ -39,7 +39,7 @@ def test_same_with_another_encoders_mean_and_deviation(clip_preprocess):
 
 def test_encoding_through_a_mask_of_ones_is_encoding_without_one(comfy, pack):
     """The pack preprocesses by itself where a mask is given, and leaves it to ComfyUI elsewhere."""
-    from ipadapter_pack.nodes.host.encoder import encode
+    from ipadapter_pack.nodes.host.pictures.encoder import encode
 
     clip_vision, images = lab.clip_vision(hidden=64, proj=32, heads=4), lab.images(2)
     for feature in ("image_embeds", "penultimate_hidden_states"):

@@ -46,7 +46,7 @@ def policy(request, comfy, monkeypatch):
 
 
 def patches(model):
-    from ipadapter_pack.nodes.host.layer_patch import layer_patches
+    from ipadapter_pack.nodes.host.engine.layer_patch import layer_patches
 
     return layer_patches(model.model_options["transformer_options"])
 
@@ -179,7 +179,7 @@ def test_moved_to_a_device_and_a_dtype(small):
 
 def test_layouts_are_bound_in_number_and_in_bytes(small, monkeypatch):
     """With a mask each latent size has a layout of its own; with no room, the newest two stay (cond and uncond run apart)."""
-    from ipadapter_pack.nodes.host import layout_cache as module
+    from ipadapter_pack.nodes.host.engine import layout_cache as module
 
     monkeypatch.setattr(module, "LAYOUTS", 4)
     sizes = [(8, 8), (8, 16), (16, 8), (16, 16), (8, 24)]

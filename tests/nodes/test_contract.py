@@ -196,7 +196,7 @@ def test_a_connected_encoder_wins_over_the_pipelines(small, steered):
 
 
 def test_another_loaders_dicts_are_built_once_and_let_go(small):
-    from ipadapter_pack.nodes.host.adapter import as_adapter
+    from ipadapter_pack.nodes.host.load.adapter import as_adapter
 
     state = foreign(small.state)
     first = as_adapter(state)
@@ -208,7 +208,7 @@ def test_another_loaders_dicts_are_built_once_and_let_go(small):
 
 
 def test_another_loaders_flag_says_which_twin_it_is(pack):
-    from ipadapter_pack.nodes.host.adapter import as_adapter
+    from ipadapter_pack.nodes.host.load.adapter import as_adapter
 
     state = foreign(synth.adapter("faceid_plus", "sd15"))
     assert as_adapter(state).info.family == "faceid-plus"

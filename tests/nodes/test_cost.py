@@ -163,7 +163,7 @@ def test_k_and_v_are_under_two_percent_of_a_full_size_adapter(arch, dim, heads):
     """Sixteen tokens and the published sizes of a plus adapter, on the meta device."""
     from torch import nn
 
-    from ipadapter_core.attention import project_kv
+    from ipadapter_core.adapter.attention import project_kv
 
     sizes: Any = synth.FULL[arch]
     context, dims = sizes["ctx"], sizes["dims"]

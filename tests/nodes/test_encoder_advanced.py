@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from ipadapter_core.preprocess import clip_pixels
+from ipadapter_core.pictures.preprocess import clip_pixels
 from support import lab, plain
 from support.world import AdapterFiles
 
@@ -185,7 +185,7 @@ def test_encoders_of_other_packs_work_at_their_own_size(small):
 
 def test_many_tiled_pictures_are_encoded_a_few_at_a_time(small, monkeypatch):
     """16 squares of 224 pixels at most, fewer of larger ones; each picture's tiles stay with it, and its mask."""
-    from ipadapter_pack.nodes.host import encoder
+    from ipadapter_pack.nodes.host.pictures import encoder
 
     sizes = []
     original = encoder._run

@@ -22,7 +22,7 @@ def nodes(pack):
 @pytest.fixture(scope="module")
 def insightface(pack, comfy, tmp_path_factory):
     import folder_paths
-    from ipadapter_pack.nodes.host.recogniser import load_insightface
+    from ipadapter_pack.nodes.host.faces.recogniser import load_insightface
 
     folder = tmp_path_factory.mktemp("models")
     onnx_faces.write_models(folder / "models" / "antelopev2", "antelopev2")
@@ -73,7 +73,7 @@ def test_a_picture_without_a_face_is_named(nodes, insightface, photo):
 
 
 def test_crops_are_framed_as_insightface_frames_them_for_each_size(pack, insightface, photo, all_faces):
-    from ipadapter_pack.nodes.host.recogniser import choose, detect
+    from ipadapter_pack.nodes.host.faces.recogniser import choose, detect
 
     for size, most in ((256, 0.0), (224, 1 / 255), (336, 0.03)):  # 224: OpenCV's rounding at most; 336: enlarged, not sampled anew
         found = choose(detect(photo[0], insightface, crop_size=size), "all, left to right")
@@ -82,7 +82,7 @@ def test_crops_are_framed_as_insightface_frames_them_for_each_size(pack, insight
 
 
 def test_combine(nodes, all_faces):
-    from ipadapter_pack.ipadapter_core.face_embeds import average, join
+    from ipadapter_pack.ipadapter_core.pictures.face_embeds import average, join
 
     faces = all_faces[0]
     (joined, crops) = lab.call(nodes["IPAdapterCombineFaceEmbeds"], face_embeds_1=faces, method="concat", face_embeds_3=faces)

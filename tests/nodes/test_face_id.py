@@ -117,7 +117,7 @@ def test_the_recogniser_looks_once_at_a_picture(pack, world, analyser, photo, mo
 
 def tokens_of(pack, world, monkeypatch, family, **kw):
     """The positive and negative tokens that an apply projects."""
-    from ipadapter_pack.nodes.host.adapter import Adapter
+    from ipadapter_pack.nodes.host.load.adapter import Adapter
 
     seen, project = [], Adapter.project
     monkeypatch.setattr(Adapter, "project", lambda self, *f, **o: seen.append((f, o, out := project(self, *f, **o))) or out)
@@ -127,7 +127,7 @@ def tokens_of(pack, world, monkeypatch, family, **kw):
 
 def test_several_faces_stand_side_by_side_in_a_portrait(pack, world, analyser, photo):
     """16 tokens for each of two faces, in one attention."""
-    from ipadapter_pack.nodes.host.layer_patch import layer_patches
+    from ipadapter_pack.nodes.host.engine.layer_patch import layer_patches
 
     model = apply(pack, world, "portrait", image=torch.cat([photo, photo.flip(2)]), insightface=analyser)[0]
     patch = next(iter(layer_patches(model.model_options["transformer_options"]).values()))
@@ -146,8 +146,8 @@ def test_v1_and_v2_of_faceid_plus(pack, world, analyser, photo, monkeypatch):
 
 def test_kolors_faces_pass_through_the_text_projection(pack, comfy, analyser, photo):
     """tokens (W w) x + b w, 4096 -> 2048 wide, on a UNet of SDXL's layout with Kolors' encoder_hid_proj."""
-    from ipadapter_pack.nodes.host.adapter import as_adapter
-    from ipadapter_pack.nodes.host.project import _text_projection, _through_text_projection
+    from ipadapter_pack.nodes.host.apply.project import _text_projection, _through_text_projection
+    from ipadapter_pack.nodes.host.load.adapter import as_adapter
 
     projected = {}
     synth.linear(projected, "proj.0", 1024, 512)

@@ -22,7 +22,7 @@ NAMES = tuple(onnx_faces.FILES)
 
 @pytest.fixture(scope="session")
 def faces(pack):
-    from ipadapter_pack.nodes.host import recogniser
+    from ipadapter_pack.nodes.host.faces import recogniser
 
     return recogniser
 
@@ -247,7 +247,7 @@ def test_an_installation_without_insightface_says_how_to_get_it(faces, monkeypat
 
 def test_insightface_is_imported_only_when_used(faces, comfy_root):
     """In a fresh Python: the module is imported, insightface, cv2 and onnxruntime are not."""
-    repo = Path(faces.__file__).parents[2]
+    repo = Path(faces.__file__).parents[3]
     code = f"""
 import sys, types
 sys.path[:0] = [{str(comfy_root)!r}]
@@ -255,7 +255,7 @@ sys.argv = ["main.py", "--cpu"]
 for name, path in (("pack", {str(repo)!r}), ("pack.nodes", {str(repo / "nodes")!r}), ("pack.nodes.host", {str(repo / "nodes" / "host")!r})):
     module = sys.modules[name] = types.ModuleType(name)
     module.__path__ = [path]
-import pack.nodes.host.recogniser
+import pack.nodes.host.faces.recogniser
 assert not {{"insightface", "onnxruntime", "cv2"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

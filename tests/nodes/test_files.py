@@ -15,14 +15,14 @@ FOLDERS = ("ipadapter", "clip_vision", "loras")
 
 @pytest.fixture(scope="session")
 def files(pack):
-    from ipadapter_pack.nodes.host import files
+    from ipadapter_pack.nodes.host.files import find as files
 
     return files
 
 
 @pytest.fixture(scope="session")
 def family(pack):
-    from ipadapter_pack.ipadapter_core import family
+    from ipadapter_pack.ipadapter_core.files import family
 
     return family
 

@@ -38,7 +38,7 @@ def offered(pack):
 
 @pytest.fixture
 def best(pack):
-    from ipadapter_pack.nodes.host import files
+    from ipadapter_pack.nodes.host.files import find as files
 
     return lambda *bases: os.path.basename(files.best_adapter(bases))
 
@@ -63,7 +63,7 @@ def test_the_list_says_what_each_file_is_and_saves_its_name(pack, folders):
 
 
 def test_a_header_is_read_once(pack, folders, monkeypatch):
-    from ipadapter_pack.nodes.host import files
+    from ipadapter_pack.nodes.host.files import find as files
 
     read = []
     original = files.read_shapes
@@ -136,7 +136,7 @@ def load(pack, model, adapter="auto", **kw):
 
 def test_it_loads_and_says_what_it_took(pack, folders, unet, monkeypatch):
     """The pipeline of the established loaders, taken by the established nodes."""
-    from ipadapter_pack.nodes.host import pipeline
+    from ipadapter_pack.nodes.host.load import pipeline
 
     encoder = lab.clip_vision(hidden=64, proj=1024, heads=4)
     monkeypatch.setattr(pipeline, "load_encoder", lambda path: encoder)

@@ -17,7 +17,7 @@ def small(pack, comfy):
 
 
 def application(model):
-    from ipadapter_pack.nodes.host.layer_patch import applications
+    from ipadapter_pack.nodes.host.engine.layer_patch import applications
 
     (one,) = applications(model.model_options["transformer_options"])
     return one
@@ -114,8 +114,8 @@ def test_two_devices_from_two_threads(small):
     """
     model = small.apply(attn_mask=torch.ones(1, 8, 8), embeds_scaling="K+V")
     patches = model.model_options["transformer_options"]["patches_replace"]["attn2"]
-    from ipadapter_pack.nodes.host.chunks import chunks_of
-    from ipadapter_pack.nodes.host.layout import layout_of
+    from ipadapter_pack.nodes.host.engine.chunks import chunks_of
+    from ipadapter_pack.nodes.host.engine.layout import layout_of
 
     one, failed = application(model), []
     want = call(model)

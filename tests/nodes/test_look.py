@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ipadapter_core.layers import layer_weights
-from ipadapter_core.preprocess import clip_pixels
+from ipadapter_core.adapter.layers import layer_weights
+from ipadapter_core.pictures.preprocess import clip_pixels
 from support import lab, onnx_faces, plain, shapes
 from support.world import AdapterFiles
 
@@ -25,7 +25,7 @@ def run(cls, **kw):
 
 
 def panels(model, steps=20, scheduler="normal"):
-    from ipadapter_pack.nodes.host.panels import panels
+    from ipadapter_pack.nodes.host.look.panels import panels
 
     return panels(model, steps, scheduler)
 
@@ -100,7 +100,7 @@ def test_layers_that_push_the_picture_away_are_below_zero(small):
 @pytest.mark.parametrize(("scheduler", "steps"), [("normal", 20), ("karras", 12), ("ddim_uniform", 30)])
 def test_the_plot_of_the_steps_is_where_the_sampler_has_the_adapter_on(small, scheduler, steps, monkeypatch):
     """Watched while sampling: whether the window is open in each step, by the sigma of the step (ddim_uniform adds one to 30)."""
-    from ipadapter_pack.nodes.host.windows import Window
+    from ipadapter_pack.nodes.host.engine.windows import Window
 
     model = small.apply(weight=0.6, start_at=0.2, end_at=0.7)
     watched = []
@@ -158,7 +158,7 @@ def test_away_is_below_zero_in_every_panel(small):
 
 
 def test_the_plot_node_draws_all_panels(small, pack):
-    from ipadapter_core.plot import HEIGHT, WIDTH
+    from ipadapter_core.look.plot import HEIGHT, WIDTH
 
     (image,), ui = run(pack["IPAdapterPlotModel"], model=small.apply(), steps=20, scheduler="karras")
     assert image.shape == (1, 2 * HEIGHT, WIDTH, 3) and len(ui["images"]) == 1

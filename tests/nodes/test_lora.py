@@ -27,14 +27,14 @@ def model(comfy, arch):
 
 @pytest.fixture(scope="session")
 def host(pack):
-    from ipadapter_pack.nodes.host import lora
+    from ipadapter_pack.nodes.host.load import lora
 
     return lora
 
 
 @pytest.fixture(scope="module")
 def layers(pack, arch):
-    from ipadapter_pack.ipadapter_core.lora import lora_layers
+    from ipadapter_pack.ipadapter_core.adapter.lora import lora_layers
 
     return lora_layers(synth.ip_layers(arch, synth.TINY, lora=8), BASES[arch])
 
@@ -108,7 +108,7 @@ def test_same_weights_as_diffusers(host, arch, model, layers):
 
 def test_same_prediction_as_diffusers(host, comfy):
     """A whole forward pass of the SD1.5 layout, LoRA on, image attention at 0. 20 layers of float32 in another order: below 1e-5."""
-    from ipadapter_pack.ipadapter_core.lora import lora_layers
+    from ipadapter_pack.ipadapter_core.adapter.lora import lora_layers
 
     model, adapter = lab.unet("sd15"), synth.adapter("faceid", "sd15")
     pipeline = diffusers_pipeline("sd15", model, adapter)
@@ -149,7 +149,7 @@ def test_separate_file_in_both_layouts(host, arch, model, layers, tmp_path, layo
 
 
 def test_a_lora_of_another_base_is_an_error(host, pack, comfy, tmp_path):
-    from ipadapter_pack.ipadapter_core.lora import lora_layers
+    from ipadapter_pack.ipadapter_core.adapter.lora import lora_layers
 
     inside = synth.ip_layers("sdxl", synth.TINY, lora=8)
     with pytest.raises(ValueError, match="does not fit the connected model"):

@@ -150,7 +150,7 @@ def test_merged_tokens_without_a_mask(sd15):
 
 def test_merged_tokens_with_a_mask(sd15, caplog):
     """A merged token has several places: no grid is right, and the guessed one is 70 % of the effect off. It is said, once."""
-    from ipadapter_pack.nodes.host.chunks import tell_once
+    from ipadapter_pack.nodes.host.engine.chunks import tell_once
 
     tell_once.cache_clear()
     sd15.out(merging_cross_attention(sd15.apply(attn_mask=MASK)))

@@ -240,7 +240,7 @@ def test_dual_cfg_in_context_windows(small, adapted):
 
 def calls(model, **kw):
     """(sigma, patched?) of every model call, by what the plan says to the layers."""
-    from ipadapter_pack.nodes.host.layer_patch import PLAN
+    from ipadapter_pack.nodes.host.engine.layer_patch import PLAN
 
     seen = []
 

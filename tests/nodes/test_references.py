@@ -205,7 +205,7 @@ def test_families_that_read_all_tokens_see_black_there(pack, comfy, small):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_faces_as_apply_face_embeds_gives_them(pack, comfy, small, count):
-    from ipadapter_pack.ipadapter_core.face_embeds import FaceEmbeds
+    from ipadapter_pack.ipadapter_core.pictures.face_embeds import FaceEmbeds
 
     files = AdapterFiles(comfy / "models" / "ipadapter")
     adapter = lab.call(pack["IPAdapterModelLoader"], ipadapter_file=files["faceid", "sd15"])[0]
@@ -257,8 +257,8 @@ def test_a_curve_at_every_model_call(small, sampler):
 
 
 def test_a_curve_is_evaluated_once_a_call_and_lays_out_nothing_anew(small, monkeypatch):
-    from ipadapter_pack.ipadapter_core.curves import Curve
-    from ipadapter_pack.nodes.host.layer_patch import applications
+    from ipadapter_pack.ipadapter_core.weights.curves import Curve
+    from ipadapter_pack.nodes.host.engine.layer_patch import applications
 
     model, asked, at = prompt(small, refer(small), weight_over_steps="0:1, 1:0.5"), [], Curve.at
     monkeypatch.setattr(Curve, "at", lambda curve, x: asked.append(x) or at(curve, x))
@@ -300,7 +300,7 @@ def test_a_curve_inside_start_at_and_end_at(small):
 
 
 def test_the_plot_draws_the_curve(small):
-    from ipadapter_pack.nodes.host.panels import panels
+    from ipadapter_pack.nodes.host.look.panels import panels
 
     model = prompt(small, refer(small), weight_over_steps=CURVE)
     steps = panels(model, 10, "normal")[1].series[0].values
@@ -319,7 +319,7 @@ RIGHT[..., 150:] = 1
 
 
 def nobody():
-    from ipadapter_pack.ipadapter_core.references import References
+    from ipadapter_pack.ipadapter_core.pictures.references import References
 
     return References()
 
@@ -359,7 +359,7 @@ def test_mistakes_give_a_sentence(small, mistake):
 
 @pytest.mark.parametrize("family", ["faceid", "base"])
 def test_faces_and_pictures_each_need_their_own_reference(pack, comfy, small, family):
-    from ipadapter_pack.ipadapter_core.face_embeds import FaceEmbeds
+    from ipadapter_pack.ipadapter_core.pictures.face_embeds import FaceEmbeds
 
     adapter = lab.call(pack["IPAdapterModelLoader"], ipadapter_file=AdapterFiles(comfy / "models" / "ipadapter")[family, "sd15"])[0]
     faces = FaceEmbeds(synth.noise("faces", (1, 512), 3.0), lab.images(1, 256, 256))

@@ -117,7 +117,7 @@ def expected(small, join, shown, number, call, row, size):
 
 def test_the_maps_of_every_join_with_regions(small):
     """Three Image Prompts on one model, watched over two steps of two latents: tokens, shares and influence, both sides."""
-    from ipadapter_pack.nodes.host.map_choice import chosen_maps
+    from ipadapter_pack.nodes.host.look.map_choice import chosen_maps
 
     model = small.unet
     for join in JOINS:

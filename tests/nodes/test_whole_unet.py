@@ -18,8 +18,9 @@ RELATIVE = 5e-5
 
 @pytest.fixture(scope="module")
 def host(pack):
-    from ipadapter_pack.ipadapter_core import layers, masks
-    from ipadapter_pack.nodes.host import adapter, project
+    from ipadapter_pack.ipadapter_core.adapter import layers, masks
+    from ipadapter_pack.nodes.host.apply import project
+    from ipadapter_pack.nodes.host.load import adapter
 
     apply, how = project.apply_features, project.Settings
     return SimpleNamespace(as_adapter=adapter.as_adapter, apply=apply, Settings=how, layers=layers, masks=masks)

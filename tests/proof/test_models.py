@@ -59,7 +59,7 @@ def test_autoencoder(tiny_world, diffusers_side):
 
 
 def test_image_encoder(tiny_world):
-    from ipadapter_core.preprocess import clip_pixels
+    from ipadapter_core.pictures.preprocess import clip_pixels
     from world import layout
 
     encoder = layout.load_encoder(MODELS / "clip_vision" / "tiny-world.safetensors")

@@ -59,7 +59,7 @@ class Fuzz:
 
     def __init__(self, pack: dict[str, type], folder: Path):
         from ipadapter_pack.ipadapter_core.errors import IPAdapterError
-        from ipadapter_pack.nodes.host.adapter import _KV_CACHE
+        from ipadapter_pack.nodes.host.load.adapter import _KV_CACHE
 
         self.error, self.projected = IPAdapterError, _KV_CACHE
         self.models = narrow.Models(pack)

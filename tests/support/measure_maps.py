@@ -25,7 +25,7 @@ def places(world: World, made: Tensor) -> Tensor:
 
 def watched(world: World, n: int, family: str) -> tuple[Tensor, dict[str, Tensor]]:
     """Pictures [n, 64, 64, 3] from references with one thing each and neutral text, and the influence in LAYERS [n, CELLS, CELLS]."""
-    from ipadapter_pack.nodes.host.map_choice import chosen_maps
+    from ipadapter_pack.nodes.host.look.map_choice import chosen_maps
 
     _, pictures = world.references("maps", n)
     made: list[Tensor] = []

@@ -122,7 +122,7 @@ class Models:
     """UNets, encoders and faces that the narrow adapters are applied with, through the pack's nodes. Nothing is sampled."""
 
     def __init__(self, pack: dict[str, type]):
-        from ipadapter_pack.ipadapter_core.face_embeds import FaceEmbeds
+        from ipadapter_pack.ipadapter_core.pictures.face_embeds import FaceEmbeds
 
         self.pack = pack
         self.unets = {arch: _narrowed(lab.unet(arch, seed="")) for arch in ("sd15", "sdxl")}

@@ -57,8 +57,8 @@ def test_metadata_says_what_it_is(written, models):
 
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_the_pack_loads_and_applies_it(written, pack, family):
-    from ipadapter_pack.nodes.host.adapter import load_adapter
-    from ipadapter_pack.nodes.host.project import Settings, apply_features
+    from ipadapter_pack.nodes.host.apply.project import Settings, apply_features
+    from ipadapter_pack.nodes.host.load.adapter import load_adapter
 
     adapter = load_adapter(str(written[family]))
     assert (adapter.info.family, adapter.info.base, adapter.info.supported) == (family, "SD1.5", True)
@@ -86,7 +86,7 @@ def test_the_loader_node_takes_it_by_name(written, pack, comfy):
 
 def test_sdxls_layout(models, tmp_path, pack):
     """diffusers takes SDXL's file in test_step; here the pack, and the keys of all 70 layers."""
-    from ipadapter_pack.nodes.host.adapter import load_adapter
+    from ipadapter_pack.nodes.host.load.adapter import load_adapter
 
     from training.loop import Run
 
@@ -101,7 +101,7 @@ def test_sdxls_layout(models, tmp_path, pack):
 
 
 def test_key_numbers_are_those_of_diffusers_order():
-    from ipadapter_core.layers import layers
+    from ipadapter_core.adapter.layers import layers
     from training.adapter import place
 
     for arch, base in (("sd15", "SD1.5"), ("sdxl", "SDXL")):

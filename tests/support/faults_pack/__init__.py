@@ -27,7 +27,7 @@ def is_encoding(module: torch.nn.Module) -> bool:
 
 def is_projecting(module: torch.nn.Module) -> bool:
     """Of the pack's own projections, whatever name ComfyUI has given the pack's package."""
-    return type(module).__module__.endswith("ipadapter_core.projection")
+    return type(module).__module__.endswith("ipadapter_core.adapter.projection")
 
 
 def is_sampling(module: torch.nn.Module) -> bool:

@@ -1,0 +1,1 @@
+"""What a file is: its tensors, its family, the encoder it needs, the published files."""

@@ -1,0 +1,1 @@
+"""What the encoder sees, and the faces and references that are made of it."""

@@ -1,0 +1,1 @@
+"""How strongly: over the layers, over the steps, over the frames."""

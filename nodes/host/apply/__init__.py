@@ -1,0 +1,1 @@
+"""From a node's inputs to an application: features, sides, settings, projection."""

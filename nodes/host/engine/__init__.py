@@ -1,0 +1,1 @@
+"""What stands on the model while it samples."""

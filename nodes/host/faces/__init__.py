@@ -1,0 +1,1 @@
+"""The face recogniser, and saved faces."""
