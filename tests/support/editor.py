@@ -15,6 +15,7 @@ from playwright.sync_api import Page, Route, sync_playwright
 ARGUMENTS = [
     "--no-sandbox", "--headless=new", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-features=LocalNetworkAccessChecks,LocalNetworkAccessChecksWebSockets",  # a page out of a folder may reach the server
 ]  # fmt: skip
 READY = "!!(window.LiteGraph?.registered_node_types?.KSampler && window.app?.extensionManager?.workflow?.activeWorkflow)"
 OPENED = "([file, api]) => api ? window.app.loadApiJson(file, 'workflow') : window.app.loadGraphData(file)"
