@@ -3,9 +3,22 @@
 import json
 from importlib.metadata import version
 
+import pytest
+
+from ipadapter_core.errors import IPAdapterError
+from ipadapter_core.layer_weights import shares_of
 from support.rig import REPO
 
 SIMPLE = json.loads((REPO / "workflows" / "simple.json").read_text())
+ALONE = """type => {
+    const { app, LiteGraph } = window, node = LiteGraph.createNode(type)
+    app.graph.clear()
+    node.pos = [100, 100]
+    app.graph.add(node)
+    Object.assign(app.canvas.ds, { scale: 1, offset: [200, 0] })
+    app.canvas.setDirty(true, true)
+    return node.id
+}"""
 UNREADABLE = """() => {
     const { app, LiteGraph } = window
     app.graph.clear()
@@ -15,6 +28,49 @@ UNREADABLE = """() => {
     weights.connect(0, plot, 0)
 }"""
 SENTENCE = "weights cannot be read: 'one, two'. Write numbers with commas between, such as 1.0, 0.5."
+SLIDERS = """() => Object.fromEntries(window.app.graph.nodes[0].widgets.filter(widget => widget.type === 'slider')
+    .map(widget => [widget.name, widget.label?.startsWith('(') ? null : widget.value]))"""
+LAYERS = "window.app.graph.nodes[0].widgets.find(widget => widget.name === 'layers').value"
+WRITE = """text => {
+    const widget = window.app.graph.nodes[0].widgets.find(widget => widget.name === 'layers')
+    widget.value = text
+    widget.callback(text)
+}"""
+SPOT = """([name, share]) => {  // on the canvas, of a slider that stands at `share` of its way
+    const [node] = window.app.graph.nodes, { ds, canvas } = window.app.canvas, rect = canvas.getBoundingClientRect()
+    const spot = [15 + share * (node.size[0] - 30), node.widgets.find(widget => widget.name === name).y + 10]
+    return spot.map((at, i) => (at + node.pos[i] + ds.offset[i]) * ds.scale + [rect.left, rect.top][i])
+}"""
+TEXTS = (
+    "everything", "", "up: 0.5", "mid: 0", "1/4: 0.3, up 1/4: 0.7", "UP  1/2: 0.5\nmiddle: 2", "everything: 0.4, down: 1.5",
+    "up: 2, up 1: 0.5", "up 1: 0.5, up: 0.25", "style", "layout, up: 0.5", "style: 1.2", "layout: 0.5, everything: 1", "up 1.0: 0.5",
+    "1/8: 0.5", "linear, down 1/1: 0", '{"up": {"block_1": [0.0, 1.0, 0.0]}}', "weak input, middle: 0.5",
+)  # fmt: skip
+
+
+def mouse_along(editor, name, to):
+    """Drag a slider of Image Prompt with the mouse to a share of its way; returns where it stands then."""
+    page = editor.page
+    if editor.nodes_2:
+        track = page.locator(f'[aria-label="{name}"]').first
+        track.wait_for()
+        box = track.bounding_box()
+        start, end = ((box["x"] + share * box["width"], box["y"] + box["height"] / 2) for share in (0.5, to))
+    else:
+        start, end = (page.evaluate(SPOT, [name, share]) for share in (0.5, to))
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move(*end, steps=5)
+    page.mouse.up()
+    return page.evaluate(SLIDERS)[name]
+
+
+def unfold(editor):
+    if editor.nodes_2:
+        editor.page.get_by_text("Show advanced inputs").click()
+    else:
+        editor.page.evaluate("window.app.graph.nodes[0].toggleAdvanced()")
+        editor.page.wait_for_timeout(500)  # the canvas puts them in place as it draws
 
 
 def test_each_editor_is_the_one_it_is_called(any_editor, request):
@@ -35,3 +91,57 @@ def test_an_error_is_told_in_its_sentence(any_editor):
     toast.wait_for(timeout=60_000)
     assert "IPAdapter Weights" in toast.inner_text() and "/" not in toast.inner_text()
     page.keyboard.press("Escape")  # the dialog of the installed one
+
+
+def test_a_slider_writes_the_text_and_the_text_moves_the_sliders(any_editor):
+    page = any_editor.page
+    page.evaluate(ALONE, "ImagePrompt")
+    page.wait_for_function(f"Object.keys(({SLIDERS})()).length === 7")
+    unfold(any_editor)
+    stands = mouse_along(any_editor, "up 1/4", 0.8)
+    assert 1.2 < stands < 1.9 and stands == pytest.approx(round(stands * 20) / 20)
+    assert page.evaluate(LAYERS) == f"everything, up 1/4: {stands:g}"
+    (prompt,) = any_editor.prompt().values()
+    assert prompt["inputs"]["layers"] == f"everything, up 1/4: {stands:g}" and "up 1/4" not in prompt["inputs"]
+    saved = any_editor.saved()
+    assert len(saved["nodes"][0]["widgets_values"]) == 7 and saved["nodes"][0]["widgets_values"][4] == page.evaluate(LAYERS)
+    if any_editor.nodes_2:
+        page.locator("[data-node-id]").get_by_role("textbox", name="layers").fill("layout, up: 0.5, middle: 0")
+    else:
+        page.mouse.dblclick(*page.evaluate(SPOT, ["layers", 0.7]))
+        page.locator(".graphdialog input").fill("layout, up: 0.5, middle: 0")
+        page.keyboard.press("Enter")
+    ups = {"up 1/4": 0.5, "up 1/2": 0.5, "up 1/1": 0.5}
+    typed = {"down 1/1": None, "down 1/2": None, "down 1/4": None, "middle": 0, **ups}
+    assert page.evaluate(SLIDERS) == typed
+    stands = mouse_along(any_editor, "down 1/2", 0.3)
+    assert page.evaluate(LAYERS) == f"layout, up: 0.5, middle: 0, down 1/2: {stands:g}"
+    any_editor.load(saved)
+    page.wait_for_function(f"({SLIDERS})()['down 1/2'] === 1")
+    scales = '{"up": {"block_1": 0.5}}'
+    page.evaluate(WRITE, scales)
+    assert set(page.evaluate(SLIDERS).values()) == {None}
+    mouse_along(any_editor, "up 1/4", 0.9)
+    assert page.evaluate(LAYERS) == scales
+
+
+def test_sliders_stand_where_the_layers_do(any_editor):
+    """As the text is read for a model, of whichever base: a slider that says a number says that of all its layers."""
+    page = any_editor.page
+    page.evaluate(ALONE, "ImagePrompt")
+    page.wait_for_function(f"Object.keys(({SLIDERS})()).length === 7")
+    compared = 0
+    for text in TEXTS:
+        page.evaluate(WRITE, text)
+        told = page.evaluate(SLIDERS)
+        assert len(told) == 7
+        for base in ("SD1.5", "SDXL"):
+            for slider, number in told.items():
+                try:
+                    shares, block = shares_of(base, text), shares_of(base, f"everything: 0, {slider}: 1")
+                except IPAdapterError:
+                    continue  # the base has no such block, which the text or the slider names
+                if number is not None:
+                    assert {shares.get(t, 0) for t, on in block.items() if on} == {number}, (text, base, slider)
+                    compared += 1
+    assert compared > 100
