@@ -46,6 +46,15 @@ TEXTS = (
     "up: 2, up 1: 0.5", "up 1: 0.5, up: 0.25", "style", "layout, up: 0.5", "style: 1.2", "layout: 0.5, everything: 1", "up 1.0: 0.5",
     "1/8: 0.5", "linear, down 1/1: 0", '{"up": {"block_1": [0.0, 1.0, 0.0]}}', "weak input, middle: 0.5",
 )  # fmt: skip
+WEIGHED = """weight => {
+    const { nodes } = window.app.graph, set = (node, name, value) => { node.widgets.find(widget => widget.name === name).value = value }
+    const references = nodes.filter(node => node.type === 'ImagePromptReference')
+    set(nodes.find(node => node.type === 'KSampler'), 'steps', 1)
+    for (const node of references) set(node, 'weight', weight)
+    return references.map(node => node.id)
+}"""
+ON_CANVAS = "id => window.app.graph.getNodeById(id).imgs?.[0]?.naturalHeight"
+ON_PAGE = "id => document.querySelector(`[data-node-id='${id}'] img`)?.naturalHeight"
 
 
 def mouse_along(editor, name, to):
@@ -145,3 +154,16 @@ def test_sliders_stand_where_the_layers_do(any_editor):
                     assert {shares.get(t, 0) for t, on in block.items() if on} == {number}, (text, base, slider)
                     compared += 1
     assert compared > 100
+
+
+def test_a_reference_shows_what_the_encoder_sees(rig, any_editor, request):
+    path = REPO / "workflows" / "image_prompt.json"
+    rig.prompt(path)
+    any_editor.refresh()
+    any_editor.load(json.loads(path.read_text()))
+    weight = 1 + request.node.callspec.indices["any_editor"] / 10  # one that has not run yet: the server says nothing of nodes it has
+    references = any_editor.page.evaluate(WEIGHED, weight)
+    any_editor.page.get_by_test_id("queue-button").click()
+    for node in references:
+        shown = ON_PAGE if any_editor.nodes_2 else ON_CANVAS
+        any_editor.page.wait_for_function(f"id => ({shown})(id) === 224", arg=node, timeout=120_000)

@@ -1,6 +1,8 @@
 """Image Prompt beside what is written out: weights, regions, curves in real samplings, and IPAdapter Advanced bit for bit."""
 
 import re
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,6 +51,19 @@ def prompt(small, reference, model=None, **given):
 def grey(tag):
     """A smooth mask with black, white and grey places."""
     return F.interpolate(synth.noise(f"grey {tag}", (1, 1, 4, 4), 3.0).add(0.5).clamp(0, 1), size=(32, 32), mode="bilinear")[0]
+
+
+def test_a_picture_is_shown_to_whoever_has_an_editor_open(small, monkeypatch):
+    """An output more where the prompt comes from an editor; the reference alone for programs, and where no server runs."""
+    made = lab.call(small.pack["ImagePromptReference"], image=lab.images(5), weight=1.0, role="style", fit="tiles", tiles=2)
+    server = SimpleNamespace(client_id="editor", sockets={"editor": object()})
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=server)))
+    node = small.pack["ImagePromptReference"]()
+    answer = node.refer(image=lab.images(5), weight=1.0, role="style", fit="tiles", tiles=2)
+    assert len(answer["ui"]["images"]) == 4 and answer["ui"]["images"][0]["type"] == "temp"
+    assert [type(one) for one in answer["result"]] == [type(one) for one in made]
+    server.client_id = "program"
+    assert type(node.refer(image=lab.images(1), weight=1.0, role="style", fit="tiles", tiles=2)) is tuple
 
 
 # The equation of references side by side
