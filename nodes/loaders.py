@@ -8,7 +8,8 @@ from ..ipadapter_core.published import COMMUNITY_PRESETS, FACE_PRESETS, PICTURE_
 from . import inputs as i
 from .host.adapter import load_adapter
 from .host.files import adapter_choices, adapter_path, lacking_adapter, lacking_preset
-from .host.pipeline import unified
+from .host.pipeline import described, unified
+from .host.preview import told
 from .host.recogniser import MODELS, PROVIDERS, load_insightface
 
 PIPELINE_OUT = "The adapter with the image encoder it needs: connect it to any IPAdapter node, or to another unified loader."
@@ -90,7 +91,10 @@ class IPAdapterUnifiedLoader:
         return (preset is not None and lacking_preset(preset)) or True
 
     def load_models(self, model, preset, lora_strength=0.0, provider="CPU", ipadapter=None):
-        return unified(model, preset, lora_strength, provider)
+        """The pair alone, without a `ui`: nodes of other packs call this. What was taken is told as text of the node that runs."""
+        model, pipeline = unified(model, preset, lora_strength, provider)
+        told(described(pipeline))
+        return model, pipeline
 
 
 class IPAdapterUnifiedLoaderFaceID(IPAdapterUnifiedLoader):
