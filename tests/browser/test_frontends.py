@@ -4,10 +4,11 @@ import json
 from importlib.metadata import version
 
 import pytest
+from playwright.sync_api import TimeoutError
 
 from ipadapter_core.errors import IPAdapterError
 from ipadapter_core.layer_weights import shares_of
-from support.rig import REPO
+from support.rig import REPO, adapter_nodes
 
 SIMPLE = json.loads((REPO / "workflows" / "simple.json").read_text())
 ALONE = """type => {
@@ -46,6 +47,25 @@ TEXTS = (
     "up: 2, up 1: 0.5", "up 1: 0.5, up: 0.25", "style", "layout, up: 0.5", "style: 1.2", "layout: 0.5, everything: 1", "up 1.0: 0.5",
     "1/8: 0.5", "linear, down 1/1: 0", '{"up": {"block_1": [0.0, 1.0, 0.0]}}', "weak input, middle: 0.5",
 )  # fmt: skip
+NAMES = """const node = window.app.graph.nodes[0], shown = slot => slot.label || slot.localized_name || slot.name
+    const folded = widget => widget.hidden || widget.advanced || widget.options.advanced
+    const widgets = (node.widgets ?? []).filter(widget => !folded(widget)).map(widget => widget.label || widget.name)
+    const slots = [...node.inputs.filter(input => !input.widget), ...node.outputs].map(shown)
+    const names = [...(widgets.length ? [node.title] : []), ...widgets, ...slots]"""
+CUT_ON_CANVAS = f"""() => {{
+    {NAMES}
+    const texts = new Set(), drawing = CanvasRenderingContext2D.prototype, draw = drawing.fillText
+    drawing.fillText = function (text, ...where) {{ texts.add(text); return draw.call(this, text, ...where) }}
+    window.app.canvas.draw(true, true)
+    drawing.fillText = draw
+    return names.filter(name => !texts.has(name))
+}}"""
+CUT_ON_PAGE = f"""() => {{
+    {NAMES}
+    const whole = one => one.scrollWidth <= one.clientWidth || getComputedStyle(one).overflowX === 'visible'
+    const places = [...document.querySelectorAll('[data-node-id] *')].filter(one => !one.childElementCount)
+    return names.filter(name => !places.some(one => one.textContent.trim() === name && whole(one) && whole(one.parentElement)))
+}}"""
 ONE_STEP = """() => {
     const { nodes } = window.app.graph
     nodes.find(node => node.type === 'KSampler').widgets.find(widget => widget.name === 'steps').value = 1
@@ -165,3 +185,17 @@ def test_nodes_show_what_the_encoder_sees_and_which_files_they_took(rig, any_edi
     for node in references:
         page.wait_for_function(f"id => ({ON_PAGE if any_editor.nodes_2 else ON_CANVAS})(id) === 224", arg=node, timeout=120_000)
     page.locator(".lg-node, .dom-widget").get_by_text("image encoder: CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors").wait_for()
+
+
+def test_no_label_is_cut(any_editor):
+    """Of nodes as wide as the editor makes them: each title, input, output and widget has its whole name.
+
+    But for titles of nodes without widgets: the canvas makes no room for these, whoever's node it is.
+    """
+    page, cut = any_editor.page, CUT_ON_PAGE if any_editor.nodes_2 else CUT_ON_CANVAS
+    for node in sorted(adapter_nodes()):
+        page.evaluate(ALONE, node)
+        try:
+            page.wait_for_function(f"({cut})().length === 0", timeout=5_000)  # drawn a moment later
+        except TimeoutError:
+            pytest.fail(f"{node}: {page.evaluate(cut)}")
