@@ -77,7 +77,7 @@ class Editor:
     def open(self) -> None:
         """Load the editor, past the tour of a first visit, and wait until it has opened the workflow that it starts with."""
         self.page.request.post(f"{self.url}/settings", data={**SETTINGS, "Comfy.VueNodes.Enabled": self.nodes_2})
-        self.page.goto(self.url)
+        self.page.goto(self.url, timeout=120_000)  # a busy machine
         self.page.wait_for_function(READY, timeout=120_000)
 
     def refresh(self) -> None:
