@@ -28,7 +28,7 @@ class Canvas:
         self.image = Image.fromarray(np.broadcast_to(rows, (height * SCALE, width * SCALE, 3)).round().astype(np.uint8).copy())
         self.mask = Image.new("L", self.image.size)
 
-    def shape(self, draw: Callable[[ImageDraw.ImageDraw, object], None], colour: Colour, main: bool = False, blur: float = 0,
+    def shape(self, draw: Callable[[ImageDraw.ImageDraw, int], None], colour: Colour, main: bool = False, blur: float = 0,
               opacity: float = 1) -> None:  # fmt: skip
         """What `draw` fills, with this colour; as part of the main thing if `main`."""
         filled = Image.new("L", self.image.size)
@@ -36,8 +36,9 @@ class Canvas:
         touched = filled.getbbox()
         if not touched:
             return
-        edge = math.ceil(3 * blur * SCALE)
-        box = (*(max(0, at - edge) for at in touched[:2]), *(min(end, at + edge) for end, at in zip(filled.size, touched[2:], strict=True)))
+        edge, (width, height) = math.ceil(3 * blur * SCALE), filled.size
+        left, top, right, bottom = touched
+        box = max(0, left - edge), max(0, top - edge), min(width, right + edge), min(height, bottom + edge)
         part = filled.crop(box).filter(ImageFilter.GaussianBlur(blur * SCALE))
         self.image.paste(colour, box, part)
         if main:
@@ -194,7 +195,8 @@ def ink_drawing() -> Drawn:
     for x in range(70, 320, 9):
         stroke([(x, 630), (x + rng.uniform(-8, 8), 596 + rng.uniform(-8, 16))], 1.6)
     for _ in range(26):
-        canvas.ellipse(rng.uniform(0, 640), rng.uniform(0, 640), *[rng.uniform(0.6, 2.2)] * 2, ink, opacity=0.7)
+        x, y, radius = rng.uniform(0, 640), rng.uniform(0, 640), rng.uniform(0.6, 2.2)
+        canvas.ellipse(x, y, radius, radius, ink, opacity=0.7)
     return canvas.done()
 
 
@@ -237,7 +239,10 @@ def face() -> Drawn:
         canvas.ellipse(x + side * 4, 360, 34, 24, (222, 136, 116), blur=18, opacity=0.5)
         canvas.ellipse(x, 280, 40, 24, shade, blur=10, opacity=0.6)
         canvas.line(curve((x - side * 32, 250), (x - side * 6, 232), (x + side * 38, 248)), 9, (66, 42, 32), blur=1.5)
-        eye = [*curve((x - 30, 286), (x - 8, 262), (x + 12, 266), (x + 30, 284)), *curve((x + 30, 284), (x + 6, 304), (x - 14, 302), (x - 30, 286))]
+        eye = [
+            *curve((x - 30, 286), (x - 8, 262), (x + 12, 266), (x + 30, 284)),
+            *curve((x + 30, 284), (x + 6, 304), (x - 14, 302), (x - 30, 286)),
+        ]
         canvas.polygon(eye, (244, 238, 232), blur=0.8)
         canvas.ellipse(x, 281, 13, 14, (84, 62, 44))
         canvas.ellipse(x, 281, 6.5, 7, (16, 12, 12))
@@ -245,24 +250,39 @@ def face() -> Drawn:
         canvas.line(curve((x - 31, 287), (x - 8, 260), (x + 12, 264), (x + 32, 284)), 5, (44, 28, 24), blur=0.8)
         canvas.line(curve((x - 24, 293), (x, 306), (x + 26, 290)), 1.6, (150, 96, 80), blur=0.8)
         canvas.line(curve((x - 28, 268), (x, 248), (x + 30, 268)), 2, (150, 98, 78), blur=1.2, opacity=0.8)
-    canvas.polygon([*curve((246, 262), (240, 320), (226, 356), (236, 366)), *curve((276, 366), (288, 356), (272, 320), (266, 262))], shade, blur=9,
-                   opacity=0.3)  # fmt: skip
+    canvas.polygon(
+        [*curve((246, 262), (240, 320), (226, 356), (236, 366)), *curve((276, 366), (288, 356), (272, 320), (266, 262))],
+        shade,
+        blur=9,
+        opacity=0.3,
+    )
     canvas.ellipse(252, 326, 8, 44, (248, 208, 180), blur=6, opacity=0.7)
     canvas.ellipse(256, 356, 16, 13, (240, 192, 162), blur=5, opacity=0.8)
     for side in (-1, 1):
         canvas.ellipse(256 + side * 13, 371, 7, 3.6, (104, 56, 46), blur=1.6)
         canvas.line(curve((256 + side * 24, 352), (256 + side * 34, 362), (256 + side * 24, 374)), 2.4, (172, 110, 88), blur=1.4)
     canvas.ellipse(256, 384, 26, 7, shade, blur=5, opacity=0.5)
-    upper = [*curve((202, 402), (236, 398), (250, 392), (256, 399), (262, 392), (276, 398), (310, 402)), *curve((310, 402), (256, 422), (202, 402))]
+    upper = [
+        *curve((202, 402), (236, 398), (250, 392), (256, 399), (262, 392), (276, 398), (310, 402)),
+        *curve((310, 402), (256, 422), (202, 402)),
+    ]
     lower = [*curve((202, 402), (256, 422), (310, 402)), *curve((310, 402), (288, 444), (224, 444), (202, 402))]
     canvas.polygon(upper, (168, 80, 76), blur=1)
     canvas.polygon(lower, (196, 104, 96), blur=1)
     canvas.line(curve((202, 402), (238, 416), (256, 411), (274, 416), (310, 402)), 2.4, (110, 44, 44), blur=0.8)
     canvas.ellipse(256, 424, 22, 4, (226, 150, 138), blur=3, opacity=0.8)
-    canvas.polygon([*curve((128, 300), (120, 140), (200, 96), (300, 110)), *curve((300, 110), (220, 140), (170, 180), (128, 300))], hair, blur=2,
-                   main=True)  # fmt: skip
-    canvas.polygon([*curve((384, 300), (396, 140), (330, 90), (270, 104)), *curve((270, 104), (330, 140), (366, 200), (384, 300))], hair, blur=2,
-                   main=True)  # fmt: skip
+    canvas.polygon(
+        [*curve((128, 300), (120, 140), (200, 96), (300, 110)), *curve((300, 110), (220, 140), (170, 180), (128, 300))],
+        hair,
+        blur=2,
+        main=True,
+    )
+    canvas.polygon(
+        [*curve((384, 300), (396, 140), (330, 90), (270, 104)), *curve((270, 104), (330, 140), (366, 200), (384, 300))],
+        hair,
+        blur=2,
+        main=True,
+    )
     rng = random.Random(2)
     for _ in range(70):
         side, x = rng.choice((-1, 1)), rng.uniform(0, 130)
@@ -279,7 +299,8 @@ def dawn_and_night() -> list[Drawn]:
     harbour(night, (234, 238, 250), (14, 26, 54), (14, 18, 40), (190, 204, 240), 0.8)
     for i in range(60):
         rng = random.Random(i)
-        night.ellipse(rng.uniform(0, 512), rng.uniform(0, 250), *[rng.uniform(0.6, 1.8)] * 2, (255, 255, 240))
+        x, y, radius = rng.uniform(0, 512), rng.uniform(0, 250), rng.uniform(0.6, 1.8)
+        night.ellipse(x, y, radius, radius, (255, 255, 240))
     return [dawn.done(), night.done()]
 
 
@@ -293,10 +314,14 @@ def four_frames() -> list[Drawn]:
         canvas.polygon([(x - 20, 0), (x + 20, 0), (x + 130, 440), (x - 130, 440)], (255, 226, 170), blur=14, opacity=0.28)
         canvas.ellipse(x, 438, 80, 12, (30, 18, 24), blur=6, opacity=0.7)
         for leg in (-1, 1):
-            canvas.line([(x, y - 20), (x + leg * (16 + 26 * abs(turn)), y + 66 - (26 if leg * turn > 0.2 else 0))], 10, (232, 190, 160), main=True)
+            canvas.line(
+                [(x, y - 20), (x + leg * (16 + 26 * abs(turn)), y + 66 - (26 if leg * turn > 0.2 else 0))], 10, (232, 190, 160), main=True
+            )
         canvas.polygon([(x - 10, y - 110), (x + 10, y - 110), (x + 66 + 10 * turn, y - 4), (x - 66 + 10 * turn, y - 4)], dress, main=True)
         for arm in (-1, 1):
-            canvas.line(curve((x, y - 104), (x + arm * 50, y - 120), (x + arm * 64, y - 160 + 50 * turn * arm)), 8, (232, 190, 160), main=True)
+            canvas.line(
+                curve((x, y - 104), (x + arm * 50, y - 120), (x + arm * 64, y - 160 + 50 * turn * arm)), 8, (232, 190, 160), main=True
+            )
         canvas.ellipse(x, y - 136, 20, 24, (232, 190, 160), main=True)
         canvas.ellipse(x - 4, y - 146, 21, 18, (48, 30, 28), main=True)
         found.append(canvas.done())
