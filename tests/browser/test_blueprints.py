@@ -12,7 +12,7 @@ from support.editor import changes
 from support.rig import PACK, REPO, SUPPORT, adapter_nodes
 
 FILES = sorted((REPO / "subgraphs").glob("*.json"))
-CHECKPOINT, PICTURE = ("CheckpointLoaderSimple", 0), ("LoadImage", 0)  # a tuple is a link: the class of a node, and the output
+CHECKPOINT, PICTURE = ("CheckpointLoaderSimple", 0), ("IPAdapterExamplePicture", 0)  # a tuple is a link: a node's class, and the output
 LOADER = dict(model=CHECKPOINT, adapter="auto", lora_strength=0.6, provider="CPU")
 REFERENCE = dict(image=PICTURE, weight=1, role="everything", fit="center crop", tiles=2)
 PROMPT = dict(join="side by side", method="as published", weight_over_steps="", layers="everything", start_at=0, end_at=1)
@@ -35,6 +35,7 @@ NODES = {  # blueprint -> (an example that it is put into, in place of the pack'
         "ImagePrompt": {**PROMPT, **FACES, "reference": ("ImagePromptFaceReference", 0), "weight": 0.8},
     }),
 }  # fmt: skip
+ADAPTERS = adapter_nodes() - {"IPAdapterExamplePicture"}
 EMPTY_SPOT = """async () => {
     window.app.canvas.ds.offset = [9000, 9000]
     window.app.canvas.setDirty(true, true)
@@ -46,7 +47,7 @@ CONNECTED = """pack => {
     const one = type => graph.nodes.find(node => node.type === type)
     const [blueprint] = graph.nodes.filter(node => node.isSubgraphNode())
     one('CheckpointLoaderSimple').connect(0, blueprint, 0)
-    one('LoadImage').connect(0, blueprint, 1)
+    one('IPAdapterExamplePicture').connect(0, blueprint, 1)
     blueprint.connect(0, one('KSampler'), 0)
     if (one('PreviewImage')) blueprint.connect(1, one('PreviewImage'), 0)
 }"""
@@ -66,13 +67,13 @@ def work(prompt):
             name: (prompt[value[0]]["class_type"], value[1]) if isinstance(value, list) else value for name, value in node["inputs"].items()
         }
         for node in prompt.values()
-        if node["class_type"] in adapter_nodes() | {"KSampler"}
+        if node["class_type"] in ADAPTERS | {"KSampler"}
     }
 
 
 def written_out(prompt, nodes):
     """The prompt with these nodes in place of the pack's, the sampler and a preview connected to them."""
-    made = {key: node for key, node in copy.deepcopy(prompt).items() if node["class_type"] not in adapter_nodes()}
+    made = {key: node for key, node in copy.deepcopy(prompt).items() if node["class_type"] not in ADAPTERS}
     keys = {node["class_type"]: key for key, node in made.items()} | {kind: kind for kind in nodes}
 
     def linked(value):
@@ -134,7 +135,7 @@ def test_is_put_in_by_the_search_and_gives_the_picture_of_its_nodes(path, rig, e
     assert focused.inner_text().split() == [*path.stem.split(), "Subgraph", "Blueprints", PACK]
     search.press("Enter")
     editor.page.wait_for_function("window.app.graph.nodes.some(node => node.isSubgraphNode())")
-    editor.page.evaluate(CONNECTED, sorted(adapter_nodes()))
+    editor.page.evaluate(CONNECTED, sorted(ADAPTERS))
     prompt = editor.prompt()
     assert work(prompt) == work(plain)
     (tmp_path / "object_info.json").write_bytes(rig.server.get_bytes("/object_info"))
@@ -158,7 +159,7 @@ def test_a_blueprint_of_before_keeps_its_nodes(rig, editor):
     graph["nodes"].append({**before["nodes"][0], "id": 900, "pos": [0, 2000], "order": len(graph["nodes"])})
     editor.refresh()
     editor.load(graph)
-    editor.page.evaluate(CONNECTED, sorted(adapter_nodes()))
+    editor.page.evaluate(CONNECTED, sorted(ADAPTERS))
     assert work(editor.prompt()) == work(plain)
 
 

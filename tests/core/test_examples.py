@@ -31,6 +31,8 @@ OTHERS = {  # files that are not in the pack's own table
     "buffalo_l.zip": "https://github.com/deepinsight/insightface/releases/download/v0.7/{}",
 }
 
+BEGIN = ("simple", "simple_sdxl", "style", "composition", "reference_square", "regions", "image_prompt")  # faces need .bin files
+
 every_example = pytest.mark.parametrize("name", WORKFLOWS)
 
 
@@ -81,6 +83,7 @@ def test_the_schema_is_no_rubber_stamp():
 
 @every_example
 def test_nothing_overlaps_and_links_run_from_left_to_right(name):
+    """As saved; tests/browser/test_layout.py measures what is drawn."""
     workflow = WORKFLOWS[name]
     boxes, frames = {node["id"]: box(node) for node in workflow["nodes"]}, [frame(group) for group in workflow["groups"]]
     assert [pair for pair in combinations(boxes, 2) if overlap(boxes[pair[0]], boxes[pair[1]])] == []
@@ -89,8 +92,20 @@ def test_nothing_overlaps_and_links_run_from_left_to_right(name):
     for key, place in boxes.items():
         touched = [one for one in frames if overlap(place, one)]
         assert touched == [] if key in outside else len(touched) == 1 and inside(place, touched[0])
-    assert [link for link in workflow["links"] if boxes[link[1]][0] >= boxes[link[3]][0]] == []
+    assert [link for link in workflow["links"] if boxes[link[1]][0] > boxes[link[3]][0]] == []
     assert all(re.match(r"\d[ab]? \w", group["title"]) for group in workflow["groups"])
+
+
+@every_example
+def test_a_note_is_dark_as_those_of_the_templates_of_comfyui(name):
+    (note,) = notes(WORKFLOWS[name])
+    assert (note["color"], note["bgcolor"]) == ("#222", "#000"), "code and links are readable on it in both renderers"
+
+
+@every_example
+def test_it_runs_with_pictures_that_come_along(name):
+    """Nobody has to load a picture first."""
+    assert not {node["type"] for node in WORKFLOWS[name]["nodes"]} & set(PICTURES)
 
 
 @every_example
@@ -127,6 +142,20 @@ def test_loaders_have_the_published_addresses_and_the_note_links_them(name):
         assert model["url"] == (row.url if row else OTHERS[model["name"]].format(model["name"]))
         assert not row or model["directory"] == row.folder
         assert model["url"] in text or model["name"] in text
+
+
+@every_example
+def test_the_editor_offers_every_file_for_download(name):
+    """It compares the names of a node's files with the values of its widgets, and downloads no .bin. A unified loader's name none."""
+    workflow = WORKFLOWS[name]
+    offered = {
+        model["name"] for node in workflow["nodes"] for model in node["properties"].get("models", [])
+        if model["name"] in node["widgets_values"] and model["name"].endswith(".safetensors")
+    }  # fmt: skip
+    needed = set(re.findall(r"\[([^\]]+\.safetensors)\]", notes(workflow)[0]["widgets_values"][0]))
+    by_preset = [node for node in workflow["nodes"] if node["type"].startswith(("IPAdapterUnifiedLoader", "ImagePromptLoader"))]
+    assert needed == offered or by_preset
+    assert not by_preset or name not in BEGIN
 
 
 @every_example

@@ -52,8 +52,8 @@ def test_comfy_cli_misses_nothing_in_a_blueprint_but_an_output(path, validate):
 
 def test_comfy_cli_is_no_rubber_stamp(validate, tmp_path):
     workflow = json.loads((REPO / "workflows" / "simple.json").read_text(encoding="utf-8"))
-    loader = next(node for node in workflow["nodes"] if node["type"] == "IPAdapterUnifiedLoader")
-    loader["widgets_values"] = ["no such preset"]
+    loader = next(node for node in workflow["nodes"] if node["type"] == "IPAdapterModelLoader")
+    loader["widgets_values"] = ["no such file"]
     (tmp_path / "broken.json").write_text(json.dumps(workflow))
     assert not validate(tmp_path / "broken.json")["ok"]
 

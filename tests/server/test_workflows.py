@@ -74,7 +74,7 @@ def test_the_same_seed_gives_the_same_picture_again(rig):
 
 def test_weight_zero_is_the_picture_without_the_adapter(rig):
     prompt = rig.prompt(SIMPLE)
-    off = with_values(prompt, {"weight": 0.0}, {"IPAdapter"})
+    off = with_values(prompt, {"weight": 0.0}, {"IPAdapterAdvanced"})
     without = without_adapters(prompt, adapter_nodes())
     assert (pixels(rig.server.run(off)[0]) == pixels(rig.server.run(without)[0])).all()
 

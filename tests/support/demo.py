@@ -74,7 +74,7 @@ def show(rig: Rig, workflow: Path, out: Path) -> None:
 def show_world(rig: Rig, workflow: Path, out: Path) -> None:
     """Run one workflow on the tiny world for some references, print what was asked and what came out, and draw the contact sheet."""
     scenes = scenes_module()
-    prompt = sheet.in_the_world(rig.prompt(workflow), rig.info)
+    prompt = sheet.in_the_world(sheet.with_loaders(rig.prompt(workflow)), rig.info)
     print(f"\n{workflow.name}: the prompt says '{scenes.NEUTRAL}', the reference says the rest", flush=True)
     rows = []
     for name, scene, picture in sheet.references(scenes):

@@ -97,7 +97,7 @@ def shown(rig: Rig, prompt: Prompt) -> list[Image.Image]:
 
 def thumbnail(rig: Rig, path: Path, number: int) -> Image.Image:
     """Of the example with this number in the list, which decides what its references show."""
-    raw: Prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), rig.info)
+    raw: Prompt = sheet.with_loaders(to_prompt(json.loads(path.read_text(encoding="utf-8")), rig.info))
     if any(DRAWN.search(node["class_type"]) for node in raw.values()):
         return drawn("animation" in path.stem)
     references = list(sheet.references(scenes_module()))
