@@ -10,6 +10,7 @@ from support import comfy_cli
 from support.convert import to_prompt
 from support.editor import changes
 from support.rig import PACK, REPO, SUPPORT, adapter_nodes
+from support.rig import example as example_file
 
 FILES = sorted((REPO / "subgraphs").glob("*.json"))
 CHECKPOINT, PICTURE = ("CheckpointLoaderSimple", 0), ("IPAdapterExamplePicture", 0)  # a tuple is a link: a node's class, and the output
@@ -19,15 +20,15 @@ PROMPT = dict(join="side by side", method="as published", weight_over_steps="", 
 LOADED = dict(model=("ImagePromptLoader", 0), ipadapter=("ImagePromptLoader", 1), reference=("ImagePromptReference", 0))
 FACES = dict(model=("IPAdapterUnifiedLoaderFaceID", 0), ipadapter=("IPAdapterUnifiedLoaderFaceID", 1))
 NODES = {  # blueprint -> (an example that it is put into, in place of the pack's nodes there; the nodes that it stands for)
-    "Image prompt from a picture": ("simple", {
+    "Image prompt from a picture": ("01", {
         "ImagePromptLoader": LOADER, "ImagePromptReference": REFERENCE, "ImagePrompt": {**PROMPT, **LOADED, "weight": 0.75},
     }),
-    "Image prompt from a style": ("style", {
+    "Image prompt from a style": ("03", {
         "ImagePromptLoader": LOADER,
         "ImagePromptReference": {**REFERENCE, "role": "style"},
         "ImagePrompt": {**PROMPT, **LOADED, "weight": 1},
     }),
-    "Image prompt from a face": ("face_id", {
+    "Image prompt from a face": ("05", {
         "IPAdapterUnifiedLoaderFaceID": dict(model=CHECKPOINT, preset="FACEID PLUS V2", lora_strength=0.6, provider="CPU"),
         "IPAdapterInsightFaceLoader": dict(provider="CPU", model_name="buffalo_l"),
         "IPAdapterFaceEmbeds": dict(insightface=("IPAdapterInsightFaceLoader", 0), image=PICTURE, faces="largest"),
@@ -120,8 +121,8 @@ def test_is_opened_and_saved_without_a_difference(path, editor):
 
 @every_blueprint
 def test_is_put_in_by_the_search_and_gives_the_picture_of_its_nodes(path, rig, editor, tmp_path):
-    example, nodes = NODES[path.stem]
-    example = REPO / "workflows" / f"{example}.json"
+    number, nodes = NODES[path.stem]
+    example = example_file(number)
     plain = written_out(rig.prompt(example), nodes)
     rig.provide(plain)
     editor.refresh()
@@ -152,7 +153,7 @@ def test_is_put_in_by_the_search_and_gives_the_picture_of_its_nodes(path, rig, e
 
 def test_a_blueprint_of_before_keeps_its_nodes(rig, editor):
     """Saved in a workflow by the name that it had in version 0.1: it is told what the example with its nodes is told."""
-    example = REPO / "workflows" / "face_id.json"
+    example = example_file("05")
     plain = rig.prompt(example)
     graph, before = read(example), read(SUPPORT / "blueprint_before.json")
     graph["definitions"] = before["definitions"]

@@ -7,10 +7,10 @@ from check_workflows import check
 
 from support.convert import inputs_of, to_prompt
 from support.editor import PICTURES_SHOWN, changes
-from support.rig import REPO
+from support.rig import REPO, example
 
 WORKFLOWS = sorted((REPO / "workflows").glob("*.json"))
-SIMPLE = REPO / "workflows" / "simple.json"
+SIMPLE = example("01")
 SHOWN = "id => window.app.graph.getNodeById(id).imgs?.[0]?.naturalWidth"
 
 

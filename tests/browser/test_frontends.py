@@ -3,9 +3,9 @@
 import json
 from importlib.metadata import version
 
-from support.rig import REPO
+from support.rig import example
 
-SIMPLE = json.loads((REPO / "workflows" / "simple.json").read_text())
+SIMPLE = json.loads(example("01").read_text())
 
 
 def test_each_editor_is_the_one_it_is_called(any_editor, request):

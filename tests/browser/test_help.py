@@ -7,9 +7,9 @@ from help_graphs import GRAPHS
 from help_pictures import BUILD, PICTURES, shot
 from PIL import Image
 
-from support.rig import REPO
+from support.rig import example
 
-EXAMPLE = json.loads((REPO / "workflows" / "attention_maps.json").read_text())
+EXAMPLE = json.loads(example("16").read_text())
 NODE = next(node["id"] for node in EXAMPLE["nodes"] if node["type"] == "IPAdapter")
 SELECT = "id => { const node = window.app.graph.getNodeById(id); window.app.canvas.centerOnNode(node); window.app.canvas.selectNode(node) }"
 

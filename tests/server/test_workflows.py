@@ -8,11 +8,11 @@ import pytest
 from PIL import Image, ImageSequence
 
 from support.convert import to_prompt, without_adapters
-from support.rig import PACK, REPO, adapter_nodes
+from support.rig import PACK, REPO, adapter_nodes, example
 from support.server import ServerError
 
 WORKFLOWS = sorted((REPO / "workflows").glob("*.json"))
-SIMPLE = REPO / "workflows" / "simple.json"
+SIMPLE = example("01")
 
 
 def pixels(picture: bytes) -> np.ndarray:
@@ -81,7 +81,7 @@ def test_weight_zero_is_the_picture_without_the_adapter(rig):
 
 def test_an_error_arrives_as_a_sentence(rig):
     """An SDXL adapter on an SD 1.5 model: the message names both, and is no traceback."""
-    workflow = json.loads((REPO / "workflows" / "advanced.json").read_text())
+    workflow = json.loads(example("10").read_text())
     prompt = to_prompt(workflow, rig.info)
     loader = next(node for node in prompt.values() if node["class_type"] == "IPAdapterModelLoader")
     loader["inputs"]["ipadapter_file"] = "ip-adapter-plus_sdxl_vit-h.safetensors"

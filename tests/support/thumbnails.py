@@ -99,7 +99,7 @@ def thumbnail(rig: Rig, path: Path, number: int) -> Image.Image:
     """Of the example with this number in the list, which decides what its references show."""
     raw: Prompt = sheet.with_loaders(to_prompt(json.loads(path.read_text(encoding="utf-8")), rig.info))
     if any(DRAWN.search(node["class_type"]) for node in raw.values()):
-        return drawn("animation" in path.stem)
+        return drawn("Animation" in path.stem)
     references = list(sheet.references(scenes_module()))
     loaders = [node for node in raw.values() if node["class_type"] == "LoadImage"]
     shown_here = [references[(number + i) % len(references)] for i in range(max(1, len(loaders)))]
