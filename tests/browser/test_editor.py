@@ -7,9 +7,9 @@ from check_workflows import check
 
 from support.convert import inputs_of, to_prompt
 from support.editor import PICTURES_SHOWN, changes
-from support.rig import REPO, example
+from support.rig import example, examples
 
-WORKFLOWS = sorted((REPO / "workflows").glob("*.json"))
+WORKFLOWS = examples()
 SIMPLE = example("01")
 SHOWN = "id => window.app.graph.getNodeById(id).imgs?.[0]?.naturalWidth"
 

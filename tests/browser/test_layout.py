@@ -8,9 +8,9 @@ from itertools import combinations
 
 import pytest
 
-from support.rig import REPO
+from support.rig import examples
 
-FILES = sorted((REPO / "workflows").glob("*.json"))
+FILES = examples()
 LARGEST = 2380, 1180  # units; a window of 1920 x 1080 then shows them at a zoom at which the editor draws texts
 TITLE = 30
 # What is drawn of the graph that is open: [left, top, right, bottom] of nodes with their titles, of groups, and of their titles; labels

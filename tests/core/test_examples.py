@@ -11,14 +11,15 @@ from PIL import Image
 
 from ipadapter_core import published
 from support.needs import PICTURES
-from support.rig import PACK, REPO, SUPPORT, adapter_nodes
+from support.rig import PACK, REPO, SUPPORT, adapter_nodes, examples
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # pytest brings it
 
-FILES = sorted((REPO / "workflows").glob("*.json"))
+FILES = examples()
+APPS = sorted((REPO / "workflows").glob("*.app.json"))
 WORKFLOWS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FILES}
 SCHEMA = jsonschema.Draft202012Validator(json.loads((SUPPORT / "workflow.schema.json").read_text()))
 VERSION = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
@@ -187,3 +188,23 @@ def test_thumbnail_is_a_square_picture_of_what_comes_out(name):
         assert picture.format == "JPEG" and picture.size == (480, 480)
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 1000
 
+
+
+@pytest.mark.parametrize("path", APPS, ids=lambda path: path.stem)
+def test_an_app_is_its_example_with_a_panel(path):
+    """The editor opens it as a panel with these widgets and results; all else is the example, and so is its thumbnail."""
+    app, example = json.loads(path.read_text(encoding="utf-8")), WORKFLOWS[path.name.removesuffix(".app.json")]
+    panel = {key: app["extra"].pop(key) for key in ("linearMode", "linearData")}
+    assert {**app, "id": example["id"]} == example and app["id"] != example["id"]
+    assert panel["linearMode"] is True
+    nodes = {node["id"]: node for node in example["nodes"]}
+    inputs, outputs = panel["linearData"]["inputs"], panel["linearData"]["outputs"]
+    for key, name in inputs:
+        assert name in [slot["name"] for slot in nodes[key]["inputs"] if "widget" in slot and slot["link"] is None]
+    assert {"picture", "text", "seed"} < {name for _, name in inputs} and any(name.endswith("weight") for _, name in inputs)
+    assert [nodes[key]["type"] for key in outputs] == ["SaveImage"]
+    assert path.with_suffix(".jpg").read_bytes() == (REPO / "workflows" / f"{path.name.removesuffix('.app.json')}.jpg").read_bytes()
+
+
+def test_what_one_begins_with_is_there_as_apps():
+    assert [number(path.name) for path in APPS] == ["01", "03", "05", "07"]

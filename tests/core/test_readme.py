@@ -9,6 +9,7 @@ from urllib.parse import unquote
 import pytest
 
 from ipadapter_core.published import FILES, PRESETS
+from support.rig import examples
 
 REPO = Path(__file__).resolve().parents[2]
 README = (REPO / "README.md").read_text(encoding="utf-8")
@@ -109,7 +110,7 @@ def test_commands_exist():
 def test_the_tables_of_examples_are_those_of_their_notes():
     """Every example once, with its note's title, in groups by goal and within them from easy to special."""
     titles = {}
-    for path in (REPO / "workflows").glob("*.json"):
+    for path in examples():
         nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
         note = next(node for node in nodes if node["type"] == "MarkdownNote")["widgets_values"][0]
         titles[path.name] = note.splitlines()[0].removeprefix("# ")

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image, ImageSequence
 
 from support.convert import to_prompt, without_adapters
-from support.rig import PACK, REPO, adapter_nodes, example
+from support.rig import PACK, adapter_nodes, example, examples
 from support.server import ServerError
 
-WORKFLOWS = sorted((REPO / "workflows").glob("*.json"))
+WORKFLOWS = examples()
 SIMPLE = example("01")
 
 

@@ -28,8 +28,13 @@ def adapter_nodes() -> set[str]:
 
 def example(number: str) -> Path:
     """The example with this number, such as "01"."""
-    (path,) = (path for path in (REPO / "workflows").glob(f"IPAdapter {number} - *.json") if not path.name.endswith(".app.json"))
+    (path,) = (path for path in examples() if path.name.startswith(f"IPAdapter {number} "))
     return path
+
+
+def examples() -> list[Path]:
+    """Every example, in order; some are there as apps too, which have their own names."""
+    return sorted(path for path in (REPO / "workflows").glob("*.json") if not path.name.endswith(".app.json"))
 
 
 class Rig:
