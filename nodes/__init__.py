@@ -6,6 +6,7 @@ from . import (
     attention_maps,
     catalog,
     embeds,
+    example_picture,
     faceid,
     faces,
     image_prompt,
@@ -20,8 +21,8 @@ from . import (
 )  # fmt: skip
 
 _TOPICS = (
-    image_prompt_loader, image_prompt, attention_maps, likeness, apply, embeds, regional, tiled, faceid, faces, animation, images, look,
-    loaders, legacy,
+    image_prompt_loader, image_prompt, attention_maps, likeness, apply, embeds, regional, tiled, faceid, faces, animation, images,
+    example_picture, look, loaders, legacy,
 )  # fmt: skip
 
 NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS = catalog.in_order(

@@ -23,6 +23,7 @@ _FOLDERS: dict[str, dict[str, tuple[str, ...]]] = {
         "ImagePromptReference": (*_ALL, *_STYLE, "layout reference", "negative image"),
         "ImagePrompt": (*_ALL, *_STYLE, "apply ipadapter", "variations", "likeness"),
         "ImagePromptFaceReference": (*_FACE, "face reference"),
+        "IPAdapterExamplePicture": ("example image", "sample picture", "test image", "demo"),
     },
     "see what happens": {
         "WatchImagePrompt": _MAPS,

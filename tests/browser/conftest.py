@@ -8,13 +8,13 @@ import pytest
 
 from support.convert import to_prompt
 from support.editor import Editor, chromium
-from support.rig import REPO
+from support.rig import examples
 
 
 @pytest.fixture(scope="session")
 def models(rig):
     """The small random models of all examples, made in one process instead of one for each example."""
-    workflows = (json.loads(path.read_text(encoding="utf-8")) for path in sorted((REPO / "workflows").glob("*.json")))
+    workflows = (json.loads(path.read_text(encoding="utf-8")) for path in examples())
     rig.provide(*(to_prompt(workflow, rig.info) for workflow in workflows))
 
 

@@ -10,24 +10,25 @@ from support import comfy_cli
 from support.convert import to_prompt
 from support.editor import changes
 from support.rig import PACK, REPO, SUPPORT, adapter_nodes
+from support.rig import example as example_file
 
 FILES = sorted((REPO / "subgraphs").glob("*.json"))
-CHECKPOINT, PICTURE = ("CheckpointLoaderSimple", 0), ("LoadImage", 0)  # a tuple is a link: the class of a node, and the output
+CHECKPOINT, PICTURE = ("CheckpointLoaderSimple", 0), ("IPAdapterExamplePicture", 0)  # a tuple is a link: a node's class, and the output
 LOADER = dict(model=CHECKPOINT, adapter="auto", lora_strength=0.6, provider="CPU")
 REFERENCE = dict(image=PICTURE, weight=1, role="everything", fit="center crop", tiles=2)
 PROMPT = dict(join="side by side", method="as published", weight_over_steps="", layers="everything", start_at=0, end_at=1)
 LOADED = dict(model=("ImagePromptLoader", 0), ipadapter=("ImagePromptLoader", 1), reference=("ImagePromptReference", 0))
 FACES = dict(model=("IPAdapterUnifiedLoaderFaceID", 0), ipadapter=("IPAdapterUnifiedLoaderFaceID", 1))
 NODES = {  # blueprint -> (an example that it is put into, in place of the pack's nodes there; the nodes that it stands for)
-    "Image prompt from a picture": ("simple", {
+    "Image prompt from a picture": ("01", {
         "ImagePromptLoader": LOADER, "ImagePromptReference": REFERENCE, "ImagePrompt": {**PROMPT, **LOADED, "weight": 0.75},
     }),
-    "Image prompt from a style": ("style", {
+    "Image prompt from a style": ("03", {
         "ImagePromptLoader": LOADER,
         "ImagePromptReference": {**REFERENCE, "role": "style"},
         "ImagePrompt": {**PROMPT, **LOADED, "weight": 1},
     }),
-    "Image prompt from a face": ("face_id", {
+    "Image prompt from a face": ("05", {
         "IPAdapterUnifiedLoaderFaceID": dict(model=CHECKPOINT, preset="FACEID PLUS V2", lora_strength=0.6, provider="CPU"),
         "IPAdapterInsightFaceLoader": dict(provider="CPU", model_name="buffalo_l"),
         "IPAdapterFaceEmbeds": dict(insightface=("IPAdapterInsightFaceLoader", 0), image=PICTURE, faces="largest"),
@@ -35,6 +36,7 @@ NODES = {  # blueprint -> (an example that it is put into, in place of the pack'
         "ImagePrompt": {**PROMPT, **FACES, "reference": ("ImagePromptFaceReference", 0), "weight": 0.8},
     }),
 }  # fmt: skip
+ADAPTERS = adapter_nodes() - {"IPAdapterExamplePicture"}
 EMPTY_SPOT = """async () => {
     window.app.canvas.ds.offset = [9000, 9000]
     window.app.canvas.setDirty(true, true)
@@ -46,7 +48,7 @@ CONNECTED = """pack => {
     const one = type => graph.nodes.find(node => node.type === type)
     const [blueprint] = graph.nodes.filter(node => node.isSubgraphNode())
     one('CheckpointLoaderSimple').connect(0, blueprint, 0)
-    one('LoadImage').connect(0, blueprint, 1)
+    one('IPAdapterExamplePicture').connect(0, blueprint, 1)
     blueprint.connect(0, one('KSampler'), 0)
     if (one('PreviewImage')) blueprint.connect(1, one('PreviewImage'), 0)
 }"""
@@ -66,13 +68,13 @@ def work(prompt):
             name: (prompt[value[0]]["class_type"], value[1]) if isinstance(value, list) else value for name, value in node["inputs"].items()
         }
         for node in prompt.values()
-        if node["class_type"] in adapter_nodes() | {"KSampler"}
+        if node["class_type"] in ADAPTERS | {"KSampler"}
     }
 
 
 def written_out(prompt, nodes):
     """The prompt with these nodes in place of the pack's, the sampler and a preview connected to them."""
-    made = {key: node for key, node in copy.deepcopy(prompt).items() if node["class_type"] not in adapter_nodes()}
+    made = {key: node for key, node in copy.deepcopy(prompt).items() if node["class_type"] not in ADAPTERS}
     keys = {node["class_type"]: key for key, node in made.items()} | {kind: kind for kind in nodes}
 
     def linked(value):
@@ -119,8 +121,8 @@ def test_is_opened_and_saved_without_a_difference(path, editor):
 
 @every_blueprint
 def test_is_put_in_by_the_search_and_gives_the_picture_of_its_nodes(path, rig, editor, tmp_path):
-    example, nodes = NODES[path.stem]
-    example = REPO / "workflows" / f"{example}.json"
+    number, nodes = NODES[path.stem]
+    example = example_file(number)
     plain = written_out(rig.prompt(example), nodes)
     rig.provide(plain)
     editor.refresh()
@@ -134,7 +136,7 @@ def test_is_put_in_by_the_search_and_gives_the_picture_of_its_nodes(path, rig, e
     assert focused.inner_text().split() == [*path.stem.split(), "Subgraph", "Blueprints", PACK]
     search.press("Enter")
     editor.page.wait_for_function("window.app.graph.nodes.some(node => node.isSubgraphNode())")
-    editor.page.evaluate(CONNECTED, sorted(adapter_nodes()))
+    editor.page.evaluate(CONNECTED, sorted(ADAPTERS))
     prompt = editor.prompt()
     assert work(prompt) == work(plain)
     (tmp_path / "object_info.json").write_bytes(rig.server.get_bytes("/object_info"))
@@ -151,14 +153,14 @@ def test_is_put_in_by_the_search_and_gives_the_picture_of_its_nodes(path, rig, e
 
 def test_a_blueprint_of_before_keeps_its_nodes(rig, editor):
     """Saved in a workflow by the name that it had in version 0.1: it is told what the example with its nodes is told."""
-    example = REPO / "workflows" / "face_id.json"
+    example = example_file("05")
     plain = rig.prompt(example)
     graph, before = read(example), read(SUPPORT / "blueprint_before.json")
     graph["definitions"] = before["definitions"]
     graph["nodes"].append({**before["nodes"][0], "id": 900, "pos": [0, 2000], "order": len(graph["nodes"])})
     editor.refresh()
     editor.load(graph)
-    editor.page.evaluate(CONNECTED, sorted(adapter_nodes()))
+    editor.page.evaluate(CONNECTED, sorted(ADAPTERS))
     assert work(editor.prompt()) == work(plain)
 
 

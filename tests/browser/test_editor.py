@@ -7,10 +7,10 @@ from check_workflows import check
 
 from support.convert import inputs_of, to_prompt
 from support.editor import PICTURES_SHOWN, changes
-from support.rig import REPO
+from support.rig import example, examples
 
-WORKFLOWS = sorted((REPO / "workflows").glob("*.json"))
-SIMPLE = REPO / "workflows" / "simple.json"
+WORKFLOWS = examples()
+SIMPLE = example("01")
 SHOWN = "id => window.app.graph.getNodeById(id).imgs?.[0]?.naturalWidth"
 
 
@@ -76,19 +76,24 @@ def test_losses_are_noticed(rig, editor, tmp_path):
 def test_narrow_nodes_are_noticed(editor):
     """A node that is opened as wide as its texts are here would grow with a wider font."""
     workflow = json.loads(SIMPLE.read_text())
-    loader = next(node for node in workflow["nodes"] if node["type"] == "IPAdapterUnifiedLoader")
+    loader = next(node for node in workflow["nodes"] if node["type"] == "IPAdapterAdvanced")
     loader["size"][0] = 1
     loader["size"] = next(node["size"] for node in editor.load(workflow)["nodes"] if node["id"] == loader["id"])
     assert changes(workflow, editor.load(workflow)) == []
     (narrow,) = editor.narrow()
-    assert narrow.startswith(f"node {loader['id']} IPAdapterUnifiedLoader: ")
+    assert narrow.startswith(f"node {loader['id']} IPAdapterAdvanced: ")
 
 
 def test_missing_models_are_told_with_their_address(editor):
-    """The list of the unified loader's files in a workflow makes the editor offer them."""
+    """The files that the loaders' widgets name are offered when they are not there."""
     workflow = json.loads(SIMPLE.read_text())
-    files = [{**model, "name": f"not-here-{model['name']}"} for model in workflow["models"]]
-    editor.load({**workflow, "models": files})
+    files = [model for node in workflow["nodes"] for model in node["properties"].get("models", [])]
+    for model in files:
+        for node in workflow["nodes"]:
+            values = node["widgets_values"]
+            node["widgets_values"] = [f"not-here-{value}" if value == model["name"] else value for value in values]
+        model["name"] = f"not-here-{model['name']}"
+    editor.load(workflow)
     editor.page.locator(".p-dialog").wait_for()
     (told,) = editor.complaints()
-    assert all(f"{model['directory']} / {model['name']}" in told for model in files)
+    assert len(files) == 3 and all(f"{model['directory']} / {model['name']}" in told for model in files)

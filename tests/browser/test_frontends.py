@@ -7,10 +7,10 @@ import pytest
 from playwright.sync_api import TimeoutError
 
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.layer_weights import shares_of
-from support.rig import REPO, adapter_nodes
+from ipadapter_core.weights.layer_weights import shares_of
+from support.rig import adapter_nodes, example
 
-SIMPLE = json.loads((REPO / "workflows" / "simple.json").read_text())
+SIMPLE = json.loads(example("01").read_text())
 ALONE = """type => {
     const { app, LiteGraph } = window, node = LiteGraph.createNode(type)
     app.graph.clear()
@@ -105,6 +105,7 @@ def test_each_editor_is_the_one_it_is_called(any_editor, request):
     installed = any_editor.page.evaluate("window.__COMFYUI_FRONTEND_VERSION__") == version("comfyui_frontend_package")
     assert installed == (name == "installed")
     any_editor.load(SIMPLE)
+    any_editor.page.wait_for_function("window.app.graph.nodes.length")
     any_editor.page.wait_for_timeout(500)  # the page draws its nodes a moment later
     drawn = any_editor.page.locator("[data-node-id]").count()
     assert drawn == (len(SIMPLE["nodes"]) if name.endswith("Nodes 2.0") else 0)
@@ -174,17 +175,30 @@ def test_sliders_stand_where_the_layers_do(any_editor):
     assert compared > 100
 
 
-def test_nodes_show_what_the_encoder_sees_and_which_files_they_took(rig, any_editor):
-    page, path = any_editor.page, REPO / "workflows" / "image_prompt.json"
+def run_in(rig, editor, number):
+    """Open an example and run one step of it; gives the ids of its reference nodes."""
+    path = example(number)
     rig.prompt(path)
     rig.server.post("/free", {"free_memory": True})  # else what has run in another editor is not run again, and shows nothing here
-    any_editor.refresh()
-    any_editor.load(json.loads(path.read_text()))
-    references = page.evaluate(ONE_STEP)
-    page.get_by_test_id("queue-button").click()
+    editor.refresh()
+    editor.load(json.loads(path.read_text()))
+    references = editor.page.evaluate(ONE_STEP)
+    editor.page.get_by_test_id("queue-button").click()
+    return references
+
+
+def test_references_show_what_the_encoder_sees(rig, any_editor):
+    references = run_in(rig, any_editor, "08")
+    assert len(references) == 2
     for node in references:
-        page.wait_for_function(f"id => ({ON_PAGE if any_editor.nodes_2 else ON_CANVAS})(id) === 224", arg=node, timeout=120_000)
-    page.locator(".lg-node, .dom-widget").get_by_text("image encoder: CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors").wait_for()
+        shown = f"id => ({ON_PAGE if any_editor.nodes_2 else ON_CANVAS})(id) === 224"
+        any_editor.page.wait_for_function(shown, arg=node, timeout=120_000)
+
+
+def test_unified_loaders_show_which_files_they_took(rig, any_editor):
+    run_in(rig, any_editor, "24")
+    told = any_editor.page.locator(".lg-node, .dom-widget").get_by_text("image encoder: CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")
+    told.first.wait_for(timeout=120_000)
 
 
 def test_no_label_is_cut(any_editor):

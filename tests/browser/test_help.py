@@ -7,15 +7,15 @@ from help_graphs import GRAPHS
 from help_pictures import BUILD, PICTURES, shot
 from PIL import Image
 
-from support.rig import REPO
+from support.rig import example
 
-SIMPLE = json.loads((REPO / "workflows" / "simple.json").read_text())
-NODE = next(node["id"] for node in SIMPLE["nodes"] if node["type"] == "IPAdapter")
+EXAMPLE = json.loads(example("16").read_text())
+NODE = next(node["id"] for node in EXAMPLE["nodes"] if node["type"] == "IPAdapter")
 SELECT = "id => { const node = window.app.graph.getNodeById(id); window.app.canvas.centerOnNode(node); window.app.canvas.selectNode(node) }"
 
 
 def test_help_page_opens_in_the_panel(editor, tmp_path):
-    editor.load(SIMPLE)
+    editor.load(EXAMPLE)
     editor.page.evaluate(SELECT, NODE)
     editor.page.get_by_test_id("info-button").click()
     panel = editor.page.locator(".node-help-content")

@@ -2,7 +2,7 @@
 
 import json
 
-from support.rig import REPO
+from support.rig import example
 
 BUILD = """() => {
     const { app, LiteGraph } = window
@@ -24,7 +24,7 @@ TEXT = "([id, words]) => window.app.graph.getNodeById(id).widgets.map(widget => 
 
 
 def test_pictures_reports_and_file_names_appear_on_their_nodes(rig, editor):
-    prompt = rig.prompt(REPO / "workflows" / "advanced.json")
+    prompt = rig.prompt(example("10"))
     values = {node["class_type"]: node["inputs"] for node in prompt.values()}
     build = BUILD.replace("ADAPTER", json.dumps(values["IPAdapterModelLoader"]["ipadapter_file"]))
     view, inspector, save = editor.page.evaluate(build.replace("ENCODER", json.dumps(values["CLIPVisionLoader"]["clip_name"])))

@@ -11,14 +11,15 @@ from PIL import Image
 
 from ipadapter_core.files import published
 from support.needs import PICTURES
-from support.rig import PACK, REPO, SUPPORT, adapter_nodes
+from support.rig import PACK, REPO, SUPPORT, adapter_nodes, examples
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # pytest brings it
 
-FILES = sorted((REPO / "workflows").glob("*.json"))
+FILES = examples()
+APPS = sorted((REPO / "workflows").glob("*.app.json"))
 WORKFLOWS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FILES}
 SCHEMA = jsonschema.Draft202012Validator(json.loads((SUPPORT / "workflow.schema.json").read_text()))
 VERSION = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
@@ -30,6 +31,8 @@ OTHERS = {  # files that are not in the pack's own table
     "diffusion_pytorch_model.fp16.safetensors": "https://huggingface.co/Kwai-Kolors/Kolors/resolve/main/unet/{}",
     "buffalo_l.zip": "https://github.com/deepinsight/insightface/releases/download/v0.7/{}",
 }
+
+BEGIN = ("01", "02", "03", "04", "06", "07", "08")  # 05 is for faces, which need .bin files
 
 every_example = pytest.mark.parametrize("name", WORKFLOWS)
 
@@ -52,6 +55,10 @@ def inside(a, b):
     return b[0] <= a[0] and b[1] <= a[1] and a[2] <= b[2] and a[3] <= b[3]
 
 
+def number(name):
+    return name.split()[1]
+
+
 def notes(workflow):
     return [node for node in workflow["nodes"] if node["type"] in NOTES]
 
@@ -61,13 +68,21 @@ def test_there_are_enough_and_every_node_of_the_pack_is_in_one():
     assert adapter_nodes() <= {node["type"] for workflow in WORKFLOWS.values() for node in workflow["nodes"]}
 
 
+def test_they_are_numbered_in_the_order_of_learning_and_found_by_their_names():
+    """The gallery's search sees file names only."""
+    assert [number(name) for name in WORKFLOWS] == [f"{i:02}" for i in range(1, len(WORKFLOWS) + 1)]
+    assert all(re.fullmatch(r"IPAdapter \d\d - [A-Z][\w', ]+", name) for name in WORKFLOWS)
+    for word in ("style", "face", "region"):
+        assert sum(word in name.lower() for name in WORKFLOWS) >= 2
+
+
 @every_example
 def test_schema(name):
     assert [f"{list(error.absolute_path)}: {error.message}" for error in SCHEMA.iter_errors(WORKFLOWS[name])] == []
 
 
 def test_the_schema_is_no_rubber_stamp():
-    good = WORKFLOWS["simple"]
+    good = next(iter(WORKFLOWS.values()))
     node, *others = good["nodes"]
     for bad in (
         {**good, "version": 0.3},
@@ -81,6 +96,7 @@ def test_the_schema_is_no_rubber_stamp():
 
 @every_example
 def test_nothing_overlaps_and_links_run_from_left_to_right(name):
+    """As saved; tests/browser/test_layout.py measures what is drawn."""
     workflow = WORKFLOWS[name]
     boxes, frames = {node["id"]: box(node) for node in workflow["nodes"]}, [frame(group) for group in workflow["groups"]]
     assert [pair for pair in combinations(boxes, 2) if overlap(boxes[pair[0]], boxes[pair[1]])] == []
@@ -89,8 +105,20 @@ def test_nothing_overlaps_and_links_run_from_left_to_right(name):
     for key, place in boxes.items():
         touched = [one for one in frames if overlap(place, one)]
         assert touched == [] if key in outside else len(touched) == 1 and inside(place, touched[0])
-    assert [link for link in workflow["links"] if boxes[link[1]][0] >= boxes[link[3]][0]] == []
+    assert [link for link in workflow["links"] if boxes[link[1]][0] > boxes[link[3]][0]] == []
     assert all(re.match(r"\d[ab]? \w", group["title"]) for group in workflow["groups"])
+
+
+@every_example
+def test_a_note_is_dark_as_those_of_the_templates_of_comfyui(name):
+    (note,) = notes(WORKFLOWS[name])
+    assert (note["color"], note["bgcolor"]) == ("#222", "#000"), "code and links are readable on it in both renderers"
+
+
+@every_example
+def test_it_runs_with_pictures_that_come_along(name):
+    """Nobody has to load a picture first."""
+    assert not {node["type"] for node in WORKFLOWS[name]["nodes"]} & set(PICTURES)
 
 
 @every_example
@@ -98,8 +126,8 @@ def test_a_note_explains_it(name):
     (note,) = notes(WORKFLOWS[name])
     (text,) = note["widgets_values"]
     assert text.startswith("# ") and "**Try next**" in text and "**You need**" in text and len(text) > 500
-    examples = set(re.findall(r"\*([a-z]+(?:_[a-z0-9]+)+)\*", text))
-    assert examples <= set(WORKFLOWS), "the examples that it names are there"
+    assert text.startswith(f"# {name.split(' - ', 1)[1]}\n")
+    assert set(re.findall(r"\*IPAdapter (\d+)\*", text)) <= set(map(number, WORKFLOWS)), "the examples that it names are there"
 
 
 @every_example
@@ -130,6 +158,20 @@ def test_loaders_have_the_published_addresses_and_the_note_links_them(name):
 
 
 @every_example
+def test_the_editor_offers_every_file_for_download(name):
+    """It compares the names of a node's files with the values of its widgets, and downloads no .bin. A unified loader's name none."""
+    workflow = WORKFLOWS[name]
+    offered = {
+        model["name"] for node in workflow["nodes"] for model in node["properties"].get("models", [])
+        if model["name"] in node["widgets_values"] and model["name"].endswith(".safetensors")
+    }  # fmt: skip
+    needed = set(re.findall(r"\[([^\]]+\.safetensors)\]", notes(workflow)[0]["widgets_values"][0]))
+    by_preset = [node for node in workflow["nodes"] if node["type"].startswith(("IPAdapterUnifiedLoader", "ImagePromptLoader"))]
+    assert needed == offered or by_preset
+    assert not by_preset or number(name) not in BEGIN
+
+
+@every_example
 def test_the_editor_offers_what_the_unified_loaders_take(name):
     """Their widgets name no file, so the editor looks for their files in the workflow's own list. It downloads no .bin."""
     workflow = WORKFLOWS[name]
@@ -146,3 +188,23 @@ def test_thumbnail_is_a_square_picture_of_what_comes_out(name):
         assert picture.format == "JPEG" and picture.size == (480, 480)
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 1000
 
+
+
+@pytest.mark.parametrize("path", APPS, ids=lambda path: path.stem)
+def test_an_app_is_its_example_with_a_panel(path):
+    """The editor opens it as a panel with these widgets and results; all else is the example, and so is its thumbnail."""
+    app, example = json.loads(path.read_text(encoding="utf-8")), WORKFLOWS[path.name.removesuffix(".app.json")]
+    panel = {key: app["extra"].pop(key) for key in ("linearMode", "linearData")}
+    assert {**app, "id": example["id"]} == example and app["id"] != example["id"]
+    assert panel["linearMode"] is True
+    nodes = {node["id"]: node for node in example["nodes"]}
+    inputs, outputs = panel["linearData"]["inputs"], panel["linearData"]["outputs"]
+    for key, name in inputs:
+        assert name in [slot["name"] for slot in nodes[key]["inputs"] if "widget" in slot and slot["link"] is None]
+    assert {"picture", "text", "seed"} < {name for _, name in inputs} and any(name.endswith("weight") for _, name in inputs)
+    assert [nodes[key]["type"] for key in outputs] == ["SaveImage"]
+    assert path.with_suffix(".jpg").read_bytes() == (REPO / "workflows" / f"{path.name.removesuffix('.app.json')}.jpg").read_bytes()
+
+
+def test_what_one_begins_with_is_there_as_apps():
+    assert [number(path.name) for path in APPS] == ["01", "03", "05", "07"]

@@ -4,10 +4,12 @@ import json
 import re
 import runpy
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from ipadapter_core.files.published import FILES, PRESETS
+from support.rig import examples
 
 REPO = Path(__file__).resolve().parents[2]
 README = (REPO / "README.md").read_text(encoding="utf-8")
@@ -87,7 +89,7 @@ def anchors(page: Path) -> set[str]:
 def test_links_inside_the_repository_lead_somewhere(page):
     for target in re.findall(r"\]\(((?!https?://)[^)]+)\)", page.read_text(encoding="utf-8")):
         path, _, anchor = target.partition("#")
-        to = page.parent / path if path else page
+        to = page.parent / unquote(path) if path else page
         assert to.exists(), target
         assert not anchor or anchor in anchors(to), target
 
@@ -108,14 +110,14 @@ def test_commands_exist():
 def test_the_tables_of_examples_are_those_of_their_notes():
     """Every example once, with its note's title, in groups by goal and within them from easy to special."""
     titles = {}
-    for path in (REPO / "workflows").glob("*.json"):
+    for path in examples():
         nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
         note = next(node for node in nodes if node["type"] == "MarkdownNote")["widgets_values"][0]
         titles[path.name] = note.splitlines()[0].removeprefix("# ")
     text = README.split("\n## Examples\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| \[([^\]]+)\]\(workflows/([^)]+)\) \| (.+) \| ([^|]+) \|$", text, flags=re.MULTILINE)
-    assert sorted((name, title) for _, name, title, _ in rows) == sorted(titles.items())
-    assert all(f"{stem}.json" == name for stem, name, _, _ in rows)
+    assert sorted((unquote(name), title) for _, name, title, _ in rows) == sorted(titles.items())
+    assert all(unquote(name) == f"IPAdapter {number} - {title}.json" for number, name, title, _ in rows)
     for group in text.split("\n**")[1:]:
         levels = [LEVELS.index(level) for level in re.findall(r"\| ([^|]+) \|$", group, flags=re.MULTILINE) if level in LEVELS]
         assert levels and levels == sorted(levels)

@@ -6,13 +6,14 @@ import re
 import sys
 import zipfile
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
 
 from support import archive, needs
 from support.convert import to_prompt
-from support.rig import CACHE, PACK, REPO, SUPPORT, make_models
+from support.rig import CACHE, PACK, REPO, SUPPORT, example, make_models
 from support.server import Server
 
 COMFYUI_WRITES = {"custom_nodes", "extra_model_paths.yaml", "input", "models", "output", "server.log", "temp", "user"}
@@ -61,7 +62,8 @@ def server(base, home, comfy_root):
 @pytest.fixture(scope="module")
 def first_run(base, server, comfy_root) -> dict:
     """The history of the first example, as the archive has it."""
-    prompt = to_prompt(json.loads((base / "custom_nodes" / PACK / "workflows" / "simple.json").read_text()), server.get("/object_info"))
+    first = base / "custom_nodes" / PACK / "workflows" / example("01").name
+    prompt = to_prompt(json.loads(first.read_text()), server.get("/object_info"))
     missing = [name for name in needs.models(prompt) if not (CACHE / "models" / name).exists()]
     if missing:
         make_models(sys.executable, comfy_root, CACHE / "models", missing)
@@ -95,7 +97,7 @@ def test_examples_and_blueprints_are_offered(server):
     examples = packed("workflows", ".json")
     assert sorted(server.get("/workflow_templates")[PACK]) == [path.stem for path in examples] != []
     for path in packed("workflows", ""):
-        assert server.get_bytes(f"/api/workflow_templates/{PACK}/{path.name}") == path.read_bytes()
+        assert server.get_bytes(f"/api/workflow_templates/{PACK}/{quote(path.name)}") == path.read_bytes()
     told = [server.get(f"/global_subgraphs/{key}") for key in server.get("/global_subgraphs")]
     blueprints = {path.stem: path.read_text(encoding="utf-8") for path in packed("subgraphs", ".json")}
     assert {one["name"]: one["data"] for one in told if one["info"]["node_pack"] == f"custom_nodes.{PACK}"} == blueprints

@@ -4,6 +4,7 @@ import io
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
@@ -11,7 +12,7 @@ from safetensors import safe_open
 
 from support import comfy_cli
 from support.convert import to_prompt
-from support.rig import PACK, REPO
+from support.rig import PACK, REPO, example
 
 FILES = sorted((REPO / "workflows").glob("*.json"))
 BLUEPRINTS = sorted((REPO / "subgraphs").glob("*.json"))
@@ -51,9 +52,9 @@ def test_comfy_cli_misses_nothing_in_a_blueprint_but_an_output(path, validate):
 
 
 def test_comfy_cli_is_no_rubber_stamp(validate, tmp_path):
-    workflow = json.loads((REPO / "workflows" / "simple.json").read_text(encoding="utf-8"))
-    loader = next(node for node in workflow["nodes"] if node["type"] == "IPAdapterUnifiedLoader")
-    loader["widgets_values"] = ["no such preset"]
+    workflow = json.loads(example("01").read_text(encoding="utf-8"))
+    loader = next(node for node in workflow["nodes"] if node["type"] == "IPAdapterModelLoader")
+    loader["widgets_values"] = ["no such file"]
     (tmp_path / "broken.json").write_text(json.dumps(workflow))
     assert not validate(tmp_path / "broken.json")["ok"]
 
@@ -62,11 +63,11 @@ def test_the_template_browser_offers_each_with_its_thumbnail(rig):
     assert set(rig.server.get("/workflow_templates")[PACK]) == {path.stem for path in FILES}
     for path in FILES:
         for file in (path, path.with_suffix(".jpg")):
-            assert rig.server.get_bytes(f"/api/workflow_templates/{PACK}/{file.name}") == file.read_bytes()
+            assert rig.server.get_bytes(f"/api/workflow_templates/{PACK}/{quote(file.name)}") == file.read_bytes()
 
 
 def test_embeds_are_saved(rig):
-    rig.provide(rig.prompt(REPO / "workflows" / "embeds_load.json"))  # which runs embeds_save
+    rig.provide(rig.prompt(example("19")))  # which runs the one that saves
     shapes = []
     for name in ("ipadapter_reference_00001.ipadpt", "ipadapter_reference_negative_00001.ipadpt"):
         with safe_open(rig.base / "output" / name, "pt") as file:
@@ -75,7 +76,7 @@ def test_embeds_are_saved(rig):
 
 
 def test_look_inside_shows_file_reference_and_weights(rig):
-    prompt = rig.prompt(REPO / "workflows" / "look_inside.json")
+    prompt = rig.prompt(example("17"))
     entry = rig.server.wait(rig.server.queue(prompt))
     outputs = {prompt[key]["class_type"]: output for key, output in entry["outputs"].items()}
     (text,) = outputs["PreviewAny"]["text"]
@@ -87,7 +88,7 @@ def test_look_inside_shows_file_reference_and_weights(rig):
 
 def test_maps_are_drawn_anew_from_a_sampling_that_comfyui_still_holds(rig):
     """Another view, layers and scale ask for no second sampling; the record is still filled."""
-    prompt = rig.prompt(REPO / "workflows" / "attention_maps.json")
+    prompt = rig.prompt(example("16"))
     key = {node["class_type"]: key for key, node in prompt.items()}
     first = rig.server.wait(rig.server.queue(prompt))
     assert "ip-adapter-plus_sd15" in first["outputs"][key["ImagePromptLoader"]]["text"][0]

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image, ImageSequence
 
 from support.convert import to_prompt, without_adapters
-from support.rig import PACK, REPO, adapter_nodes
+from support.rig import PACK, adapter_nodes, example, examples
 from support.server import ServerError
 
-WORKFLOWS = sorted((REPO / "workflows").glob("*.json"))
-SIMPLE = REPO / "workflows" / "simple.json"
+WORKFLOWS = examples()
+SIMPLE = example("01")
 
 
 def pixels(picture: bytes) -> np.ndarray:
@@ -74,14 +74,14 @@ def test_the_same_seed_gives_the_same_picture_again(rig):
 
 def test_weight_zero_is_the_picture_without_the_adapter(rig):
     prompt = rig.prompt(SIMPLE)
-    off = with_values(prompt, {"weight": 0.0}, {"IPAdapter"})
+    off = with_values(prompt, {"weight": 0.0}, {"IPAdapterAdvanced"})
     without = without_adapters(prompt, adapter_nodes())
     assert (pixels(rig.server.run(off)[0]) == pixels(rig.server.run(without)[0])).all()
 
 
 def test_an_error_arrives_as_a_sentence(rig):
     """An SDXL adapter on an SD 1.5 model: the message names both, and is no traceback."""
-    workflow = json.loads((REPO / "workflows" / "advanced.json").read_text())
+    workflow = json.loads(example("10").read_text())
     prompt = to_prompt(workflow, rig.info)
     loader = next(node for node in prompt.values() if node["class_type"] == "IPAdapterModelLoader")
     loader["inputs"]["ipadapter_file"] = "ip-adapter-plus_sdxl_vit-h.safetensors"

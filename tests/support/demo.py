@@ -18,14 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from support import sheet
 from support.convert import without_adapters
-from support.rig import CACHE, REPO, Rig, adapter_nodes
+from support.rig import CACHE, REPO, Rig, adapter_nodes, example
 from support.server import link
 from support.world_models import MODELS, PUBLISHED, scenes_module
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="dev.py demo", description="Run workflows on a real ComfyUI, with and without the adapter.")
-    parser.add_argument("workflows", nargs="*", type=Path, help="workflow files (default: simple.json; with --models simple*.json)")
+    parser.add_argument("workflows", nargs="*", type=Path, help="workflow files (default: the first; with --models the first two)")
     parser.add_argument("--models", type=Path, help="a models folder with real models; without it the tiny world's are used")
     parser.add_argument("--out", type=Path, default=REPO / "demo", help="folder of the pictures")
     parser.add_argument("--comfyui", type=Path, required=True, help=argparse.SUPPRESS)
@@ -37,10 +37,10 @@ def main() -> None:
     with Rig(args.comfyui.resolve(), base, models or world_models(base), real=models is not None) as rig:
         print(f"ComfyUI runs at {rig.server.url}, its log is {rig.server.log}")
         if models:
-            for workflow in args.workflows or sorted((REPO / "workflows").glob("simple*.json")):
+            for workflow in args.workflows or [example("01"), example("02")]:
                 show(rig, workflow, args.out)
         else:
-            for workflow in args.workflows or [REPO / "workflows" / "simple.json"]:
+            for workflow in args.workflows or [example("01")]:
                 show_world(rig, workflow, args.out)
 
 
@@ -74,7 +74,7 @@ def show(rig: Rig, workflow: Path, out: Path) -> None:
 def show_world(rig: Rig, workflow: Path, out: Path) -> None:
     """Run one workflow on the tiny world for some references, print what was asked and what came out, and draw the contact sheet."""
     scenes = scenes_module()
-    prompt = sheet.in_the_world(rig.prompt(workflow), rig.info)
+    prompt = sheet.in_the_world(sheet.with_loaders(rig.prompt(workflow)), rig.info)
     print(f"\n{workflow.name}: the prompt says '{scenes.NEUTRAL}', the reference says the rest", flush=True)
     rows = []
     for name, scene, picture in sheet.references(scenes):

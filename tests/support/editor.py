@@ -69,7 +69,7 @@ class Editor:
     """The editor of the server at `url`, or the one whose files are in `frontend`; `nodes_2` has the page draw nodes, not the canvas."""
 
     def __init__(self, page: Page, url: str, frontend: Path | None = None, nodes_2: bool = False):
-        self.page, self.url, self.nodes_2 = page, url, nodes_2
+        self.page, self.url, self.frontend, self.nodes_2 = page, url, frontend, nodes_2
         if frontend:
             names = "|".join(re.escape(entry.name) for entry in frontend.iterdir())
             self.page.route(re.compile(rf"{re.escape(url)}/(({names})(/.*)?)?(\?.*)?$"), lambda route: answer(route, frontend))

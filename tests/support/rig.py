@@ -18,12 +18,23 @@ SUPPORT = Path(__file__).resolve().parent
 REPO = SUPPORT.parents[1]
 CACHE = REPO / ".cache"
 PACK = "ipadapter-image-prompts"
-SAVERS = {".ipadpt": "embeds_save.json", ".safetensors": "face_embeds.json"}  # the workflow whose node writes such files
+SAVERS = {".ipadpt": "18", ".safetensors": "13"}  # the example whose node writes such files
 
 
 def adapter_nodes() -> set[str]:
     """The ids of the pack's nodes: each has its help page."""
     return {page.stem for page in (REPO / "web" / "docs").glob("*.md")}
+
+
+def example(number: str) -> Path:
+    """The example with this number, such as "01"."""
+    (path,) = (path for path in examples() if path.name.startswith(f"IPAdapter {number} "))
+    return path
+
+
+def examples() -> list[Path]:
+    """Every example, in order; some are there as apps too, which have their own names."""
+    return sorted(path for path in (REPO / "workflows").glob("*.json") if not path.name.endswith(".app.json"))
 
 
 class Rig:
@@ -82,7 +93,7 @@ class Rig:
         """Put a file of saved embeds or faces into input/: one that the pack's own example has written to output/."""
         written = self.base / "output" / name
         if not written.exists():
-            prompt = self.prompt(REPO / "workflows" / SAVERS[written.suffix])
+            prompt = self.prompt(example(SAVERS[written.suffix]))
             ends = {key for key, node in prompt.items() if node["class_type"].startswith("IPAdapterSave")}
             self.server.wait(self.server.queue(convert.only(prompt, ends)))
         shutil.copy(written, self.base / "input" / name)

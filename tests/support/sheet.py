@@ -22,6 +22,7 @@ SHOWN = (  # shape, colour, background, size, position, style
 )
 SIDE, SCALE = 64, 2
 PLUS = re.compile("Enhancer|LoadEmbeds")
+FRAMES = {"dawn and night": 2, "four frames": 4}  # pictures that are several
 UNIFIED = ("IPAdapterUnifiedLoader", "ImagePromptLoader")
 FILES = {  # checkpoints, clip_vision, standard, plus -> the published name
     file.split("_")[-1].removesuffix(".safetensors") if "ipadapter" in file else file.split("/")[0]: Path(name).name
@@ -35,6 +36,24 @@ def references(scenes: Any) -> Iterator[tuple[str, Any, Image.Image]]:
         shape, colour, background, size, position, style = words.split()
         scene = scenes.Scene((scenes.Thing(shape, colour, size, position, background),), style)
         yield f"world_{i}.png", scene, scenes.draw(scene, random.Random(f"demo {i}"))
+
+
+def with_loaders(prompt: Prompt) -> Prompt:
+    """The prompt with Load Image in place of the pack's own pictures, which the world does not know; masks stay."""
+    prompt = deepcopy(prompt)
+    for key, node in [*prompt.items()]:
+        if node["class_type"] == "IPAdapterExamplePicture" and node["inputs"]["picture"] != "left half":
+            last, count = [key, 0], FRAMES.get(node["inputs"]["picture"], 1)
+            prompt[key] = {"class_type": "LoadImage", "inputs": {"image": "example.png"}}
+            for i in range(1, count):
+                prompt[f"{key} frame {i}"] = {"class_type": "LoadImage", "inputs": {"image": "example.png"}}
+                joined = {"image1": last, "image2": [f"{key} frame {i}", 0]}
+                last = [f"{key} frames {i}", 0]
+                prompt[last[0]] = {"class_type": "ImageBatch", "inputs": joined}
+            for other, user in prompt.items():
+                if count > 1 and not other.startswith(f"{key} frame"):
+                    user["inputs"] = {name: last if value == [key, 0] else value for name, value in user["inputs"].items()}
+    return prompt
 
 
 def in_the_world(prompt: Prompt, info: dict[str, Any]) -> Prompt:

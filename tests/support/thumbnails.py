@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support import needs, sheet
 from support.convert import Prompt, to_prompt, without_adapters
 from support.demo import world_models
-from support.rig import REPO, Rig, adapter_nodes
+from support.rig import Rig, adapter_nodes, examples
 from support.world_models import scenes_module
 
 CARD, GAP = 480, 12
@@ -97,9 +97,9 @@ def shown(rig: Rig, prompt: Prompt) -> list[Image.Image]:
 
 def thumbnail(rig: Rig, path: Path, number: int) -> Image.Image:
     """Of the example with this number in the list, which decides what its references show."""
-    raw: Prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), rig.info)
+    raw: Prompt = sheet.with_loaders(to_prompt(json.loads(path.read_text(encoding="utf-8")), rig.info))
     if any(DRAWN.search(node["class_type"]) for node in raw.values()):
-        return drawn("animation" in path.stem)
+        return drawn("Animation" in path.stem)
     references = list(sheet.references(scenes_module()))
     loaders = [node for node in raw.values() if node["class_type"] == "LoadImage"]
     shown_here = [references[(number + i) % len(references)] for i in range(max(1, len(loaders)))]
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, required=True, help=argparse.SUPPRESS)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as base, Rig(args.comfyui.resolve(), Path(base), world_models(Path(base)), real=False) as rig:
-        for number, path in enumerate(sorted((REPO / "workflows").glob("*.json"))):
+        for number, path in enumerate(examples()):
             if not args.names or path.stem in args.names:
                 thumbnail(rig, path, number).save(path.with_suffix(".jpg"), quality=85, optimize=True)
                 print(path.stem, flush=True)
