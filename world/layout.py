@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
 from transformers import CLIPTokenizer
 
 from . import autoencoder, text, unet, vision

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-
 from transformers import CLIPTokenizer
 
 from . import unet

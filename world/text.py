@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .scenes import COLOURS, POSITIONS, SHAPES, SIZES, STYLES

@@ -11,9 +11,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
 from training.loss import generator
-from transformers import CLIPTokenizer
 
 from . import text
 from .fit import fit

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ipadapter_core.pictures.preprocess import clip_pixels
 from training.loss import generator
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from .fit import fit
 from .pictures import to_unit
