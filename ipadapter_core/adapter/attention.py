@@ -125,11 +125,16 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def image_attention(q: Tensor, k: Tensor, v: Tensor, attention: Callable[[Tensor, Tensor, Tensor], Tensor] = sdpa) -> Tensor:
-    """q [b, n, h d], K and V [r, h, t, d] -> [b, n, h d]; b is a multiple of r, and b / r neighbours share a row.
+    """q [b, n, h d] or [b, h, n, d], K and V [r, h, t, d] -> [b, n, h d]; b is a multiple of r, and b / r neighbours share a row.
 
     Which row belongs to which q is the caller's to know: a b that is no multiple of r would be split across rows.
     """
     rows, heads, _, dim = k.shape
+    if q.ndim == 4:
+        if rows == q.shape[0]:
+            return attention(q, k, v)
+        out = attention(q.unflatten(0, (rows, -1)).transpose(1, 2).flatten(2, 3), k, v)
+        return out.unflatten(1, (q.shape[0] // rows, -1)).flatten(0, 1)
     out = attention(q.reshape(rows, -1, heads, dim).transpose(1, 2), k, v)
     return out if rows == q.shape[0] else out.view(q.shape)
 

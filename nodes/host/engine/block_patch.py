@@ -55,7 +55,6 @@ class BlockPatch(LayerPatch):
 
     def images(self, out: Tensor, q: Tensor, acting: list[Acting], attend: Callable[..., Tensor], options: Mapping[str, Any]) -> Tensor:
         """`out` [b, n, c] plus the image attention of q [b, h, n, d]."""
-        q = q.transpose(1, 2).flatten(2)
         for layout, strength in acting:
             out = layout.add(out, q, attend, self.layer, options, strength)
         return out

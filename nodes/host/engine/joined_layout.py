@@ -47,7 +47,7 @@ class JoinedLayout(LaidOut):
         self, out: Tensor, q: Tensor, attend: Callable[..., Tensor], layer: Layer, options: Mapping[str, Any], strength: float
     ) -> Tensor:
         for k, v, factor, regions, _ in self.parts[layer.key]:
-            bias, cover = (None, None) if regions is None else regions.of(q.shape[1], options)
+            bias, cover = (None, None) if regions is None else regions.of(out.shape[1], options)
             image = image_attention(q, k, v, attend if regions is None else partial(attend, mask=bias))
             if isinstance(factor, Tensor):
                 image, factor = image * factor, 1.0

@@ -56,7 +56,7 @@ class LaidOut(ABC):
     def add(
         self, out: Tensor, q: Tensor, attend: Callable[..., Tensor], layer: Layer, options: Mapping[str, Any], strength: float
     ) -> Tensor:
-        """`out` [b, n, c] of a layer plus the image attention of q [b, n, c], `strength` times its weight.
+        """`out` [b, n, c] of a layer plus the image attention of q [b, n, c] or [b, h, n, d], `strength` times its weight.
 
         attend(q, k, v, mask=None): the attention of [r, h, n, d] each, mask [r, 1, n, tokens] added to what goes into the softmax.
         """
