@@ -42,11 +42,12 @@ def reference(arch) -> Any:
     return model.eval()
 
 
-def comfyui(arch, model, dtype=torch.float32) -> Any:
-    """A ModelPatcher over ComfyUI's transformer with the weights of diffusers' one, brought over by ComfyUI's own table of keys."""
+def comfyui(arch, model=None, dtype=torch.float32) -> Any:
+    """A ModelPatcher over ComfyUI's transformer with the weights of diffusers' one, brought over by ComfyUI's own table of keys.
+
+    Without one its weights are noise, for what is counted alone.
+    """
     import comfy.model_detection
-    import comfy.model_management as mm
-    import comfy.model_patcher
     import comfy.supported_models
 
     conf: dict[str, Any]
@@ -66,6 +67,9 @@ def comfyui(arch, model, dtype=torch.float32) -> Any:
     config = kind({**conf, "dtype": dtype})
     config.set_inference_dtype(dtype, None)
     built = config.get_model({}, "", device=None)
+    if model is None:
+        synth.fill(built.diffusion_model, f"whole {arch}")
+        return _patcher(built, dtype)
     state = comfy.model_detection.convert_diffusers_mmdit({key: value.clone() for key, value in model.state_dict().items()})
     assert state is not None
     if arch == "sd3":  # its table turns scale and shift of the last block, and takes that for block heads - 1, as in the published models
@@ -75,6 +79,13 @@ def comfyui(arch, model, dtype=torch.float32) -> Any:
                 halves = state[key].chunk(2)
                 state[key] = torch.cat(halves[::-1])
     built.diffusion_model.load_state_dict(state)
+    return _patcher(built, dtype)
+
+
+def _patcher(built, dtype) -> Any:
+    import comfy.model_management as mm
+    import comfy.model_patcher
+
     built.diffusion_model.to(dtype).eval()
     return comfy.model_patcher.ModelPatcher(built, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
 
@@ -125,11 +136,11 @@ def diffusers_noise(model, arch, call, images=None, sigma=SIGMA) -> torch.Tensor
     return rearrange(out, "b (h w) (c p q) -> b c (h p) (w q)", h=height // 2, p=2, q=2)
 
 
-def xlabs(tokens=4) -> dict[str, dict[str, torch.Tensor]]:
+def xlabs(tokens=4, features=FEATURES) -> dict[str, dict[str, torch.Tensor]]:
     """A file of XLabs' layout as its two state dicts; strong, so that what it changes is large."""
     proj: dict[str, torch.Tensor] = {}
     layers: dict[str, torch.Tensor] = {}
-    synth.linear(proj, "proj", tokens * TEXT["flux"], FEATURES)
+    synth.linear(proj, "proj", tokens * TEXT["flux"], features)
     synth.norm(proj, "norm", TEXT["flux"])
     for i in range(19):
         for part in "kv":
@@ -150,13 +161,13 @@ def instantx(tokens=8) -> dict[str, dict[str, torch.Tensor]]:
     return {"image_proj": proj, "ip_adapter": layers}
 
 
-def sd3(tokens=8) -> dict[str, dict[str, torch.Tensor]]:
+def sd3(tokens=8, features=FEATURES) -> dict[str, dict[str, torch.Tensor]]:
     """A file of InstantX's layout for SD3.5."""
     proj: dict[str, torch.Tensor] = {"latents": synth.noise("latents", (1, tokens, 64), 1.0)}
     layers: dict[str, torch.Tensor] = {}
     width, inner = WIDTH["sd3"], 64
-    for key, out, features in (("proj_in", inner, FEATURES), ("proj_out", width, inner)):
-        synth.linear(proj, key, out, features)
+    for key, out, wide in (("proj_in", inner, features), ("proj_out", width, inner)):
+        synth.linear(proj, key, out, wide)
     synth.norm(proj, "norm_out", width)
     synth.linear(proj, "time_embedding.linear_1", inner, 320)
     synth.linear(proj, "time_embedding.linear_2", inner, inner)
@@ -164,8 +175,8 @@ def sd3(tokens=8) -> dict[str, dict[str, torch.Tensor]]:
         at = f"layers.{i}."
         for key in ("0.norm1", "0.norm2", "1.0"):
             synth.norm(proj, at + key, inner)
-        for key, out, features in (("0.to_q", inner, inner), ("0.to_kv", 2 * inner, inner), ("0.to_out", inner, inner)):
-            synth.linear(proj, at + key, out, features, bias=False)
+        for key, out in (("0.to_q", inner), ("0.to_kv", 2 * inner), ("0.to_out", inner)):
+            synth.linear(proj, at + key, out, inner, bias=False)
         synth.linear(proj, at + "1.1", 4 * inner, inner, bias=False)
         synth.linear(proj, at + "1.3", inner, 4 * inner, bias=False)
         synth.linear(proj, at + "2.1", 4 * inner, inner)
