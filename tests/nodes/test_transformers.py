@@ -1,5 +1,6 @@
 """Masks, batches, references, other patches, dtypes and caches on Flux and SD3.5, by properties that hold whatever the weights."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -126,6 +127,20 @@ def test_the_same_picture_twice_is_that_picture(apply, models, family):
     twice = whole.features(family).repeat(2, 1)
     got = noise(models, family, apply(family, positive=twice))
     assert error(got, noise(models, family, apply(family)), plain(models, family)) < SAME
+
+
+@pytest.mark.parametrize("family", ["flux-xlabs", "flux-instantx"])
+def test_one_picture_in_two_regions_is_that_picture(apply, models, family):
+    """Side by side, with regions that make up the whole: wherever a token lies, and for the text, the shares add up to 1."""
+    from ipadapter_pack.nodes.host.engine.application import Joined, Shown
+
+    weights = dict.fromkeys(range(19 if family == "flux-xlabs" else 57), 0.8)
+    left = torch.zeros(1, 8, 12)
+    left[..., :5] = 1
+    shown = Shown(weights, left), Shown(weights, 1 - left)
+    settings = {"by_layer": weights, "joined": Joined(shown, shown, apart=False)}
+    got = noise(models, family, apply(family, positive=whole.features(family).repeat(2, 1), **settings))
+    assert error(got, noise(models, family, apply(family, weight=0.8)), plain(models, family)) < SAME
 
 
 @FAMILIES
@@ -292,3 +307,33 @@ def test_wrong_pairs_are_named(apply, models, user_error):
         apply("flux-xlabs", model=models["sd3"].model)
     with pytest.raises(user_error, match="'style transfer' is made of blocks that UNets have, and Flux is a transformer"):
         apply("flux-xlabs", weight_type="style transfer")
+
+
+@contextmanager
+def instead(owner, name, value):
+    """monkeypatch cannot put a module's children back."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def test_models_that_no_adapter_fits_are_named(apply, models, user_error):
+    flux, sd3 = (models[arch].model.model.diffusion_model for arch in ("flux", "sd3"))
+    with (
+        instead(sd3, "joint_blocks", sd3.joint_blocks[:24]),
+        pytest.raises(user_error, match=r"SD3 with 24 blocks \(a medium one\?\).*connect SD3\.5 Large"),
+    ):
+        apply("sd3-instantx")
+    with (
+        instead(flux, "single_blocks", flux.single_blocks[:20]),
+        pytest.raises(user_error, match=r"19 double and 20 single blocks where Flux has 19 and 38"),
+    ):
+        apply("flux-xlabs")
+    with (
+        instead(flux.params, "global_modulation", True),
+        pytest.raises(user_error, match=r"Flux\.2\), for which no IP-Adapter has been published"),
+    ):
+        apply("flux-xlabs")
