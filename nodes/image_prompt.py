@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..ipadapter_core.look.plot import seen_view
 from ..ipadapter_core.pictures.face_embeds import check_faces
 from ..ipadapter_core.pictures.images import rgb
 from ..ipadapter_core.pictures.references import FACE_ROLES, JOINS, ROLES, Reference, chained, check_references
@@ -12,7 +13,9 @@ from ..ipadapter_core.weights.curves import curve_of
 from . import inputs as i
 from .host.apply.apply_inputs import check_mask
 from .host.apply.references import METHODS, Manner, apply_references
+from .host.pictures.preview import looked_at, shown
 
+MOST_SHOWN = 4  # pictures of a batch
 REFERENCE_OUT = "The reference, behind those of 'more': connect it to an Image Prompt, or to 'more' of the next reference."
 REGION = ("MASK", {"tooltip": "Where in the result this reference acts: white fully, black not at all. Without it, everywhere."})
 MORE = ("REFERENCE", {"tooltip": "References that come before this one, from another reference node: any number can be chained."})
@@ -54,7 +57,9 @@ class ImagePromptReference:
 
     def refer(self, image, weight, role, fit, tiles, mask_of_picture=None, region=None, more=None):
         mask, region = check_mask(mask_of_picture, "mask_of_picture"), check_mask(region, "region")
-        return (chained(more, Reference(weight, role, region, rgb(image), fit, tiles, mask)),)
+        image = rgb(image)
+        result = (chained(more, Reference(weight, role, region, image, fit, tiles, mask)),)
+        return {"ui": shown(seen_view(image, fit, tiles, mask, MOST_SHOWN)), "result": result} if looked_at() else result
 
 
 class ImagePromptFaceReference:

@@ -9,7 +9,8 @@ from . import inputs as i
 from .host.faces.recogniser import MODELS, PROVIDERS, load_insightface
 from .host.files.find import adapter_choices, adapter_path, lacking_adapter, lacking_preset
 from .host.load.adapter import load_adapter
-from .host.load.pipeline import unified
+from .host.load.pipeline import described, unified
+from .host.pictures.preview import told
 
 PIPELINE_OUT = "The adapter with the image encoder it needs: connect it to any IPAdapter node, or to another unified loader."
 CHAINED = ("IPADAPTER", {"tooltip": "Another unified loader's output: what it has loaded already is not loaded again."})
@@ -90,7 +91,10 @@ class IPAdapterUnifiedLoader:
         return (preset is not None and lacking_preset(preset)) or True
 
     def load_models(self, model, preset, lora_strength=0.0, provider="CPU", ipadapter=None):
-        return unified(model, preset, lora_strength, provider)
+        """The pair alone, without a `ui`: nodes of other packs call this. What was taken is told as text of the node that runs."""
+        model, pipeline = unified(model, preset, lora_strength, provider)
+        told(described(pipeline))
+        return model, pipeline
 
 
 class IPAdapterUnifiedLoaderFaceID(IPAdapterUnifiedLoader):

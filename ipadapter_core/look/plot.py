@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..pictures.fit import Box, Fitted
-from ..pictures.preprocess import CLIP_MEAN
+from ..pictures.fit import Box, Fitted, fit, per_picture
+from ..pictures.preprocess import CLIP_MEAN, SIZE
 
 BACKGROUND, GRID, TEXT, DIM = (24, 26, 31), (62, 66, 76), (226, 228, 233), (150, 155, 166)
 COLOURS = ((86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66), (213, 94, 0))  # Okabe and Ito: told apart by all
@@ -148,6 +148,17 @@ def encoder_view(image: Tensor, fitted: Fitted, squares: Tensor, height: int = 4
     out.paste(frame, (0, 0))
     out.paste(grid, (frame.width + 16, 0))
     return _tensor(out)
+
+
+def seen_view(image: Tensor, how: str, tiles: int, mask: Tensor | None, most: int) -> Tensor:
+    """What an encoder of SIZE pixels sees of the first `most` of pictures [b, h, w, 3], by one of FITS and a mask [m, H, W] on them.
+
+    Returns [b, SIZE, width, 3]: of each picture its squares side by side and in rows.
+    """
+    if mask is not None:
+        mask = per_picture(mask, len(image))[:most]
+    fitted = fit(image[:most], how, tiles, SIZE, mask)
+    return torch.cat([_tensor(_grid(squares, SIZE)) for squares in seen_squares(fitted).split(len(fitted.boxes))])
 
 
 def _darkened(image: Tensor, boxes: Sequence[Box]) -> Image.Image:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import ImageDraw
 
-from ipadapter_core.look.plot import BACKGROUND, COLOURS, HEIGHT, WIDTH, Panel, Series, encoder_view, plot, seen_squares, span_of
+from ipadapter_core.look.plot import BACKGROUND, COLOURS, HEIGHT, WIDTH, Panel, Series, encoder_view, plot, seen_squares, seen_view, span_of
 from ipadapter_core.pictures.fit import fit
 from ipadapter_core.pictures.preprocess import CLIP_MEAN
 from support import lab
@@ -172,3 +172,27 @@ def test_what_is_left_out_is_dark_in_the_view():
     view = encoder_view(image[0], fitted, fitted.squares, 100)[0]
     assert (view[50, 50] - 1 / 3).abs().max() < 0.01  # left of the square
     assert (view[50, 150] - 1).abs().max() < 0.01  # inside
+
+
+@pytest.mark.parametrize(
+    "how, columns", [("center crop", (1, 2)), ("stretch", (0, 1, 2, 3)), ("pad", (0, 1, 2, 3)), ("tiles", (0, 1, 2, 3))]
+)
+def test_what_is_seen_of_a_picture_twice_as_wide_as_high(how, columns):
+    """Four stripes of a grey each: of each stripe that is seen, the grey is in the place that the fit gives it."""
+    greys = torch.tensor([0.2, 0.4, 0.6, 0.8])
+    image = greys.repeat_interleave(100).view(1, 1, 400, 1).expand(1, 200, 400, 3)
+    (view,) = seen_view(image, how, 1, None, 4)
+    wide = 448 if how == "tiles" else 224  # two squares beside each other, or one
+    assert view.shape == (224, wide, 3)
+    seen = [view[112, int((i + 0.5) * wide / len(columns))].mean().item() for i in range(len(columns))]
+    assert seen == pytest.approx(greys[list(columns)].tolist(), abs=1 / 255)
+    bars = (view[10, 112] - torch.tensor(CLIP_MEAN)).abs().max() < 1 / 255
+    assert bars == (how == "pad")
+
+
+def test_each_picture_of_a_batch_is_seen_with_its_own_mask():
+    image, mask = torch.ones(6, 64, 64, 3), torch.zeros(6, 64, 64)
+    mask[1] = 1
+    views = seen_view(image, "center crop", 1, mask, 4)
+    assert views.shape == (4, 224, 224, 3)
+    assert [bool(view[112, 112].mean() > 0.99) for view in views] == [False, True, False, False]

@@ -1,6 +1,8 @@
 """Image Prompt beside what is written out: weights, regions, curves in real samplings, and IPAdapter Advanced bit for bit."""
 
 import re
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,6 +51,19 @@ def prompt(small, reference, model=None, **given):
 def grey(tag):
     """A smooth mask with black, white and grey places."""
     return F.interpolate(synth.noise(f"grey {tag}", (1, 1, 4, 4), 3.0).add(0.5).clamp(0, 1), size=(32, 32), mode="bilinear")[0]
+
+
+def test_a_picture_is_shown_to_whoever_has_an_editor_open(small, monkeypatch):
+    """An output more where the prompt comes from an editor; the reference alone for programs, and where no server runs."""
+    made = lab.call(small.pack["ImagePromptReference"], image=lab.images(5), weight=1.0, role="style", fit="tiles", tiles=2)
+    server = SimpleNamespace(client_id="editor", sockets={"editor": object()})
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=server)))
+    node = small.pack["ImagePromptReference"]()
+    answer = node.refer(image=lab.images(5), weight=1.0, role="style", fit="tiles", tiles=2)
+    assert len(answer["ui"]["images"]) == 4 and answer["ui"]["images"][0]["type"] == "temp"
+    assert [type(one) for one in answer["result"]] == [type(one) for one in made]
+    server.client_id = "program"
+    assert type(node.refer(image=lab.images(1), weight=1.0, role="style", fit="tiles", tiles=2)) is tuple
 
 
 # The equation of references side by side
@@ -223,32 +238,10 @@ def test_faces_as_apply_face_embeds_gives_them(pack, comfy, small, count):
 CURVE = "0.1:1, 0.4:-0.5, 0.75:0.25"
 
 
-def share_of(model, sigma):
-    """By core's own table of log(sigma): 999 steps, the last of which is share 0."""
-    log_sigmas = model.get_model_object("model_sampling").log_sigmas.double().numpy()
-    return 1 - np.interp(np.log(sigma), log_sigmas, np.arange(len(log_sigmas))) / 999
-
-
-def with_curve(small, y):
-    """The plain adapter whose weight is 0.8 y(share) at each call; also the sigmas of the calls."""
-    rows, seen = plain.by_sides(*small.sides(lab.images(1))), []
-    patched = small.unet.clone()
-    for number, place in enumerate(plain.KEYS):
-        to_k, to_v = (small.state["ip_adapter"][f"{2 * number + 1}.to_{part}_ip.weight"] for part in "kv")
-
-        def replace(q, k, v, options, to_k=to_k, to_v=to_v):
-            sigma = options["sigmas"][0].item()
-            seen.append(sigma)
-            return plain.plain_attention(to_k, to_v, rows, 0.8 * y(share_of(small.unet, sigma)))(q, k, v, options)
-
-        patched.set_model_attn2_replace(replace, *place)
-    return plain.name_sides(patched, [lab.cond("sd15", tag="neg")[0][0]]), seen
-
-
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2_ancestral"])
 def test_a_curve_at_every_model_call(small, sampler):
     """Heun's and DPM2's second evaluations lie at other sigmas than the steps: the weight is that of the call."""
-    want, seen = with_curve(small, lambda x: np.interp(x, (0.1, 0.4, 0.75), (1, -0.5, 0.25)))
+    want, seen = small.with_curve(lambda x: np.interp(x, (0.1, 0.4, 0.75), (1, -0.5, 0.25)))
     how = dict(steps=5, sampler=sampler, scheduler="karras")
     expected = small.out(want, **how)
     assert len({round(sigma, 4) for sigma in seen}) >= 5
@@ -307,7 +300,7 @@ def test_the_plot_draws_the_curve(small):
     import comfy.samplers
 
     sigmas = comfy.samplers.calculate_sigmas(small.unet.get_model_object("model_sampling"), "normal", 10)[:-1].tolist()
-    want = [0.8 * np.interp(share_of(small.unet, sigma), (0.1, 0.4, 0.75), (1, -0.5, 0.25)) for sigma in sigmas]
+    want = [0.8 * np.interp(plain.share_of(small.unet, sigma), (0.1, 0.4, 0.75), (1, -0.5, 0.25)) for sigma in sigmas]
     assert steps == pytest.approx(want, abs=1e-5)
 
 

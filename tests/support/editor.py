@@ -2,16 +2,20 @@
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, Route, sync_playwright
 
 ARGUMENTS = [
     "--no-sandbox", "--headless=new", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-features=LocalNetworkAccessChecks,LocalNetworkAccessChecksWebSockets",  # a page out of a folder may reach the server
 ]  # fmt: skip
 READY = "!!(window.LiteGraph?.registered_node_types?.KSampler && window.app?.extensionManager?.workflow?.activeWorkflow)"
 OPENED = "([file, api]) => api ? window.app.loadApiJson(file, 'workflow') : window.app.loadGraphData(file)"
@@ -62,13 +66,18 @@ def chromium() -> Iterator[Page]:
 
 
 class Editor:
-    def __init__(self, page: Page, url: str):
-        self.page, self.url = page, url
+    """The editor of the server at `url`, or the one whose files are in `frontend`; `nodes_2` has the page draw nodes, not the canvas."""
+
+    def __init__(self, page: Page, url: str, frontend: Path | None = None, nodes_2: bool = False):
+        self.page, self.url, self.nodes_2 = page, url, nodes_2
+        if frontend:
+            names = "|".join(re.escape(entry.name) for entry in frontend.iterdir())
+            self.page.route(re.compile(rf"{re.escape(url)}/(({names})(/.*)?)?(\?.*)?$"), lambda route: answer(route, frontend))
 
     def open(self) -> None:
         """Load the editor, past the tour of a first visit, and wait until it has opened the workflow that it starts with."""
-        self.page.request.post(f"{self.url}/settings", data=SETTINGS)
-        self.page.goto(self.url)
+        self.page.request.post(f"{self.url}/settings", data={**SETTINGS, "Comfy.VueNodes.Enabled": self.nodes_2})
+        self.page.goto(self.url, timeout=120_000)  # a busy machine
         self.page.wait_for_function(READY, timeout=120_000)
 
     def refresh(self) -> None:
@@ -116,6 +125,15 @@ class Editor:
         """What the editor would send to the server."""
         output = self.page.evaluate("window.app.graphToPrompt().then(both => both.output)")
         return {key: {"class_type": node["class_type"], "inputs": node["inputs"]} for key, node in output.items()}
+
+
+def answer(route: Route, folder: Path) -> None:
+    """Give the page a file of the folder in place of the server's; what is not in it, such as scripts of packs, the server has."""
+    file = folder / (unquote(urlsplit(route.request.url).path).strip("/") or "index.html")
+    if file.is_file():
+        route.fulfill(path=file)
+    else:
+        route.fallback()
 
 
 def nodes_of(workflow: Workflow) -> list[dict[str, Any]]:

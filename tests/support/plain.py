@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +21,12 @@ from support.world import AdapterFiles
 KEYS = [("input", i) for i in (1, 2, 4, 5, 7, 8)] + [("output", i) for i in range(3, 12)]
 SIDES = "test_sides"
 Rows = Callable[[dict[str, Any], int], Tensor]
+
+
+def share_of(model, sigma):
+    """By core's own table of log(sigma): 999 steps, the last of which is share 0."""
+    log_sigmas = model.get_model_object("model_sampling").log_sigmas.double().numpy()
+    return 1 - np.interp(np.log(sigma), log_sigmas, np.arange(len(log_sigmas))) / 999
 
 
 class Small:
@@ -69,6 +76,21 @@ class Small:
             to_k, to_v = (self.state["ip_adapter"][f"{2 * number + 1}.to_{part}_ip.weight"] for part in "kv")
             patched.set_model_attn2_replace(plain_attention(to_k, to_v, rows, weight, masks), name, block)
         return patched
+
+    def with_curve(self, y: Callable[[float], float]):
+        """The plain adapter whose weight is 0.8 y(share) at each call; also the sigmas of the calls."""
+        rows, seen = by_sides(*self.sides(lab.images(1))), []
+        patched = self.unet.clone()
+        for number, place in enumerate(KEYS):
+            to_k, to_v = (self.state["ip_adapter"][f"{2 * number + 1}.to_{part}_ip.weight"] for part in "kv")
+
+            def replace(q, k, v, options, to_k=to_k, to_v=to_v):
+                sigma = options["sigmas"][0].item()
+                seen.append(sigma)
+                return plain_attention(to_k, to_v, rows, 0.8 * y(share_of(self.unet, sigma)))(q, k, v, options)
+
+            patched.set_model_attn2_replace(replace, *place)
+        return name_sides(patched, [lab.cond("sd15", tag="neg")[0][0]]), seen
 
     def reference(self, negative_prompts: list[Any], model=None, masks: Rows | None = None):
         """A model with the plain adapter and one picture, the chunks of these prompts on the negative side."""

@@ -8,7 +8,7 @@ from typing import Any
 from ....ipadapter_core.errors import IPAdapterError
 from ..engine.base import base_of
 from ..files.find import adapter_path, best_adapter, identify_file, short_labels
-from .pipeline import is_kolors, with_file
+from .pipeline import described, is_kolors, with_file
 
 AUTO = "auto"
 
@@ -29,13 +29,11 @@ def load_fitting(model: Any, adapter: str, lora_strength: float, provider: str) 
             f"fitting here: {', '.join(_names(bases, True)) or 'none'}."
         )
     model, pipeline = with_file(model, path, info.base, lora_strength, provider)
-    return model, pipeline, _report(path, info.label, bases, pipeline)
+    return model, pipeline, _report(path, bases, pipeline)
 
 
-def _report(path: str, label: str, bases: tuple[str, ...], pipeline: dict) -> str:
-    encoder = pipeline["clipvision"]["file"]
-    found = os.path.basename(encoder) if encoder else "none needed"
-    lines = [f"adapter: {os.path.basename(path)}", f"is: {label}", f"image encoder: {found}"]
+def _report(path: str, bases: tuple[str, ...], pipeline: dict) -> str:
+    lines = [described(pipeline)]
     others = [name for name in _names(bases, True) if os.path.basename(name) != os.path.basename(path)]
     lines += [f"fits too: {', '.join(others)}"] if others else []
     lines += [f"does not fit {bases[0]}: {', '.join(wrong)}"] if (wrong := _names(bases, False)) else []

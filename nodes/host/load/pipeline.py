@@ -69,6 +69,14 @@ def with_file(model: Any, path: str, base: str, lora_strength: float, provider: 
     return model, loaded
 
 
+def described(pipeline: dict) -> str:
+    """In lines, which files were taken and what the adapter is."""
+    path, encoder = pipeline["ipadapter"]["file"], pipeline["clipvision"]["file"]
+    found = os.path.basename(encoder) if encoder else "none needed"
+    label = pipeline["ipadapter"]["model"].info.label
+    return f"adapter: {os.path.basename(path)}\nis: {label}\nimage encoder: {found}"
+
+
 def _with_face_lora(model: Any, adapter: Adapter, strength: float) -> Any:
     """The separate LoRA file where it is there, else the one in the adapter file, else (or at strength 0) the model itself."""
     if strength == 0:

@@ -18,8 +18,18 @@ def shown(images: Tensor) -> dict[str, Any]:
 
 def told(text: str) -> dict[str, Any]:
     """Text as the `ui` of an output node. The editor shows that in Preview Any alone, so it is sent as what long work reports, too."""
-    context = get_executing_context()
-    server = getattr(sys.modules.get("server"), "PromptServer", None)  # never imported from here: it is there where one runs
-    if context is not None and (running := getattr(server, "instance", None)) is not None:
-        running.send_progress_text(text, context.node_id)
+    context, server = get_executing_context(), _server()
+    if context is not None and server is not None:
+        server.send_progress_text(text, context.node_id)
     return {"text": [text]}
+
+
+def looked_at() -> bool:
+    """Whether the prompt that runs comes from an editor that is open: nobody else sees what a node shows by the way."""
+    server = _server()
+    return server is not None and server.client_id in server.sockets
+
+
+def _server() -> Any:
+    """The server where one runs. Its module is never imported from here: it would not be the one that runs."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)

@@ -107,10 +107,12 @@ async def forget(_: web.Request) -> web.Response:
 
 @routes.get("/memory")
 async def memory(_: web.Request) -> web.Response:
-    """Bytes: resident as they are, resident once garbage is collected and free memory given back, those of tensors; count of objects."""
+    """Bytes: resident as they are, resident once garbage is collected and free memory given back, of those the process's own, and those
+    of tensors; count of objects."""
     process = psutil.Process()
     raw = process.memory_info().rss
     gc.collect()
     trim()
-    kept = {"resident": process.memory_info().rss, "tensors": tensor_bytes(), "objects": len(gc.get_objects())}
+    now = process.memory_info()
+    kept = {"resident": now.rss, "own": now.rss - getattr(now, "shared", 0), "tensors": tensor_bytes(), "objects": len(gc.get_objects())}
     return web.json_response({"raw": raw, **kept})
