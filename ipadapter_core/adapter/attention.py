@@ -45,37 +45,61 @@ class KV:
 
 
 def build_layers(sd: Mapping[str, Tensor], operations: Any = nn) -> nn.ModuleDict:
-    """{number: {to_k_ip, to_v_ip}} on the tensors "1.to_k_ip.weight" ... of `sd` themselves; its other tensors are left out."""
-    sd = {key: value for key, value in sd.items() if key.endswith((".to_k_ip.weight", ".to_v_ip.weight"))}
+    """{number: {to_k_ip, to_v_ip, ...}} on the tensors "1.to_k_ip.weight" ... of `sd` themselves; a LoRA's are left out.
+
+    InstantX's SD3.5 adapter has norms beside them: `norm_ip` with a `linear`, and weights of RMS norms of queries and keys.
+    """
+    sd = {key: value for key, value in sd.items() if "_lora." not in key}
     numbers = sorted({int(key.split(".")[0]) for key in sd})
     with torch.device("meta"):
-        layers = nn.ModuleDict(
-            {
-                str(number): nn.ModuleDict(
-                    {
-                        kind: operations.Linear(*reversed(sd[f"{number}.{kind}.weight"].shape), bias=False)
-                        for kind in ("to_k_ip", "to_v_ip")
-                    }
-                )
-                for number in numbers
-            }
-        )
+        layers = nn.ModuleDict({str(number): _layer(sd, f"{number}.", operations) for number in numbers})
     layers.load_state_dict(sd, assign=True)
     return layers.eval().requires_grad_(False)
 
 
+def _layer(sd: Mapping[str, Tensor], prefix: str, operations: Any) -> nn.ModuleDict:
+    def linear(key: str) -> nn.Module:
+        out, features = sd[f"{prefix}{key}.weight"].shape
+        return operations.Linear(features, out, bias=f"{prefix}{key}.bias" in sd)
+
+    layer = nn.ModuleDict({kind: linear(kind) for kind in ("to_k_ip", "to_v_ip")})
+    if f"{prefix}norm_ip.linear.weight" in sd:
+        layer["norm_ip"] = nn.ModuleDict({"linear": linear("norm_ip.linear")})
+        for kind in ("norm_q", "norm_k", "norm_ip_k"):
+            layer[kind] = nn.ParameterDict({"weight": nn.Parameter(torch.empty(sd[f"{prefix}{kind}.weight"].shape))})
+    return layer
+
+
 def project_kv(
-    to_kv: Mapping[int, tuple[nn.Module, nn.Module]], tokens: Mapping[int, Tensor], heads: Mapping[int, int], dtype: torch.dtype
+    to_kv: Mapping[int, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]],
+    tokens: Mapping[int, Tensor],
+    heads: Mapping[int, int],
+    dtype: torch.dtype,
+    norm: Callable[[int, Tensor], Tensor] | None = None,
 ) -> KV:
-    """tokens {key: [r, t, d]} through each layer's (to_k_ip, to_v_ip), kept in `dtype`."""
+    """tokens {key: [r, t, d]} through each layer's (to_k_ip, to_v_ip), kept in `dtype`. norm(key, K [r, t, h, d]): of each head's K."""
     parts, slots, offset = [], {}, 0
     for key, (to_k, to_v) in to_kv.items():
-        both = torch.stack([to_k(tokens[key]), to_v(tokens[key])], dim=1)  # [r, 2, t, c]
+        k, v = to_k(tokens[key]), to_v(tokens[key])
+        if norm is not None:
+            k = norm(key, k.unflatten(-1, (heads[key], -1))).flatten(2)
+        both = torch.stack([k, v], dim=1)  # [r, 2, t, c]
         both = both.unflatten(-1, (heads[key], -1)).transpose(2, 3)  # [r, 2, h, t, d]
         slots[key] = Slot(offset, heads[key], both.shape[3], both.shape[4])
         offset += 2 * slots[key].size
         parts.append(both.flatten(1).to(dtype))
     return KV(torch.cat(parts, dim=1), slots)
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """x over its root mean square of the last dimension."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def modulated(tokens: Tensor, linear: Callable[[Tensor], Tensor], time: Tensor) -> Tensor:
+    """LayerNorm(tokens) (1 + scale) + shift, both from the embedding of the timestep [1, w] (AdaLayerNorm of diffusers, chunk_dim 1)."""
+    shift, scale = linear(F.silu(time))[:, None].chunk(2, dim=-1)
+    return F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
 
 def scale_kv(k: Tensor, v: Tensor, scaling: str, weight: Tensor, pictures: int = 1) -> tuple[Tensor, Tensor]:
@@ -101,11 +125,16 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def image_attention(q: Tensor, k: Tensor, v: Tensor, attention: Callable[[Tensor, Tensor, Tensor], Tensor] = sdpa) -> Tensor:
-    """q [b, n, h d], K and V [r, h, t, d] -> [b, n, h d]; b is a multiple of r, and b / r neighbours share a row.
+    """q [b, n, h d] or [b, h, n, d], K and V [r, h, t, d] -> [b, n, h d]; b is a multiple of r, and b / r neighbours share a row.
 
     Which row belongs to which q is the caller's to know: a b that is no multiple of r would be split across rows.
     """
     rows, heads, _, dim = k.shape
+    if q.ndim == 4:
+        if rows == q.shape[0]:
+            return attention(q, k, v)
+        out = attention(q.unflatten(0, (rows, -1)).transpose(1, 2).flatten(2, 3), k, v)
+        return out.unflatten(1, (q.shape[0] // rows, -1)).flatten(0, 1)
     out = attention(q.reshape(rows, -1, heads, dim).transpose(1, 2), k, v)
     return out if rows == q.shape[0] else out.view(q.shape)
 

@@ -30,13 +30,17 @@ _BLOCKS: dict[str, tuple[tuple[str, int, int], ...]] = {
     ),
 }  # fmt: skip
 _LEVELS = {"SD1.5": 4, "SDXL": 3}
+# (stream, blocks) of the transformers; XLabs' adapters for Flux act in its double blocks alone
+_TRANSFORMERS = {"Flux": (("double", 19), ("single", 38)), "Flux double": (("double", 19),), "SD3.5": (("double", 38),)}
 
 
 @dataclass(frozen=True)
 class Layer:
     """One cross-attention: its number in the adapter's keys, its block in the UNet, and `t`, the place of its
     SpatialTransformer in the UNet's order of execution (ComfyUI's transformer_index). depth: how many cross-attentions
-    that SpatialTransformer has, `index` being this one's place among them. level: how often the latent is halved there."""
+    that SpatialTransformer has, `index` being this one's place among them. level: how often the latent is halved there.
+
+    Of a transformer model: block `id` of the stream `name`, "double" or "single", whose tokens are patches of 2 x 2."""
 
     key: int
     name: str
@@ -49,7 +53,13 @@ class Layer:
 
 @lru_cache
 def layers(base: str) -> tuple[Layer, ...]:
-    """Every cross-attention of "SD1.5" (16) or "SDXL" (70) in key order; the middle block's are the last."""
+    """Every cross-attention of "SD1.5" (16) or "SDXL" (70) in key order; the middle block's are the last.
+
+    Or every block of "Flux" (57), of its double blocks alone ("Flux double", 19) or of "SD3.5" (38).
+    """
+    if is_transformer(base):
+        blocks = [(name, id) for name, count in _TRANSFORMERS[base] for id in range(count)]
+        return tuple(Layer(i, name, id, 0, i, 1, 1) for i, (name, id) in enumerate(blocks))
     blocks = _BLOCKS[base]
     execution = sorted(blocks, key=lambda block: ("input", "middle", "output").index(block[0]))
     order = [(block, index) for block in blocks for index in range(block[2])]
@@ -57,6 +67,10 @@ def layers(base: str) -> tuple[Layer, ...]:
         Layer(2 * i + 1, name, id, index, execution.index((name, id, depth)), depth, _level(base, name, id))
         for i, ((name, id, depth), index) in enumerate(order)
     )
+
+
+def is_transformer(base: str) -> bool:
+    return base in _TRANSFORMERS
 
 
 def _level(base: str, name: str, id: int) -> int:
@@ -74,6 +88,7 @@ WEIGHT_TYPES = (
     "linear", "ease in", "ease out", "ease in-out", "reverse in-out", "weak input", "weak output", "weak middle", "strong middle",
     "style transfer", "composition", "strong style transfer", "style and composition", "style transfer precise", "composition precise",
 )  # fmt: skip
+CURVES = WEIGHT_TYPES[:5]  # those that know nothing of a UNet's blocks
 STRONG_STYLE_AND_COMPOSITION = "strong style and composition"  # what expand_style of the style and composition nodes means
 
 _COMPOSITION = {"SD1.5": {4: 0.25, 5: 1.0}, "SDXL": {3: 1.0}}  # t -> share of the composition weight
@@ -84,6 +99,7 @@ _FAINT = {"SD1.5": (6, 7, 8), "SDXL": (0, 1, 2, 4, 5, 7, 8, 9, 10)}  # a tenth o
 
 def composition_ts(base: str) -> frozenset[int]:
     """The transformers that hold the layout of a picture (InstantStyle, arXiv 2404.02733)."""
+    _check_curve(base, "composition")
     return frozenset(_COMPOSITION[base])
 
 
@@ -109,6 +125,7 @@ def layer_weights(
     `boost` is the other side's weight of the precise types (style_boost, composition_boost; `weight` where None).
     Curves and sets as ComfyUI_IPAdapter_plus has them.
     """
+    _check_curve(base, weight_type)
     names = {layer.t: layer.name for layer in layers(base)}
     span = len(names)
 
@@ -152,6 +169,15 @@ def layer_weights(
         case "composition precise":
             return composed(_STYLE[base], boost, weight) | dict.fromkeys(_FAINT[base], 0.1 * boost)
     raise IPAdapterError(f"There is no weight type '{weight_type}'. The weight types are: {', '.join(WEIGHT_TYPES)}.")
+
+
+def _check_curve(base: str, weight_type: str) -> None:
+    """Raises IPAdapterError for a weight type of a UNet's blocks on a transformer."""
+    if is_transformer(base) and weight_type in WEIGHT_TYPES and weight_type not in CURVES:
+        raise IPAdapterError(
+            f"'{weight_type}' is made of blocks that UNets have, and {base.split()[0]} is a transformer, of whose blocks nobody knows "
+            f"which ones are style or layout. Use one of: {', '.join(CURVES)}; or write the weight of each block into layer_weights."
+        )
 
 
 def _finite(number: float) -> float:

@@ -6,7 +6,8 @@ Parameter names are the checkpoints'; every dimension is read from the shapes. `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -57,8 +58,10 @@ class PerceiverAttention(nn.Module):
         self.to_kv = operations.Linear(width, inner * 2, bias=False)
         self.to_out = operations.Linear(inner, width, bias=False)
 
-    def forward(self, x: Tensor, latents: Tensor) -> Tensor:
+    def forward(self, x: Tensor, latents: Tensor, modulate: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         latents = self.norm2(latents)
+        if modulate is not None:
+            latents = modulate(latents)
         k, v = self.to_kv(torch.cat([self.norm1(x), latents], dim=1)).chunk(2, dim=-1)
         q, k, v = (rearrange(y, "b t (h d) -> b h t d", d=HEAD) for y in (self.to_q(latents), k, v))
         return self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h t d -> b t (h d)"))
@@ -105,7 +108,7 @@ class Resampler(nn.Module):
 
 
 class FaceIDProjection(nn.Module):
-    """Face embeddings [b, 512] -> [b, t, d] (FaceID and portrait; MLPProjModel of ip_adapter_faceid)."""
+    """Embeddings [b, e] -> [b, t, d]: of faces (FaceID and portrait; MLPProjModel of ip_adapter_faceid), or pooled (InstantX Flux)."""
 
     def __init__(self, sd: Mapping[str, Tensor], operations: Any = nn):
         super().__init__()
@@ -139,12 +142,54 @@ class FaceIDPlusProjection(FaceIDProjection):
         return tokens + scale * resampled if shortcut else resampled
 
 
+class TimeResampler(Resampler):
+    """[b, n, e] at a timestep -> [b, t, o]: a Resampler whose latents and layers are modulated by the timestep (InstantX SD3.5)."""
+
+    def __init__(self, sd: Mapping[str, Tensor], operations: Any = nn):
+        super().__init__(sd, operations)
+        width = self.proj_in.out_features
+        self.waves = sd["time_embedding.linear_1.weight"].shape[1]
+        self.time_embedding = nn.ModuleDict(
+            {"linear_1": operations.Linear(self.waves, width), "linear_2": operations.Linear(width, width)}
+        )
+        for layer in self.layers:
+            layer.append(nn.Sequential(nn.SiLU(), operations.Linear(width, 4 * width)))  # type: ignore[operator]
+
+    def time(self, timestep: Tensor) -> Tensor:
+        """Timesteps [b] from 0 to 1000 -> embeddings [b, w], which the adapter's layers take too."""
+        embedding = self.time_embedding["linear_1"](sinusoids(timestep, self.waves))
+        return self.time_embedding["linear_2"](F.silu(embedding))
+
+    def forward(self, features: Tensor, time: Tensor) -> Tensor:  # type: ignore[override]
+        """time [b or 1, w] as time() gives it."""
+        latents = repeat(self.latents.to(features), "1 t w -> b t w", b=features.shape[0])
+        x = self.proj_in(features) + time[:, None]
+        for attention, feed_forward, modulation in self.layers:  # type: ignore[misc]
+            shift, scale, shift_mlp, scale_mlp = modulation(time)[:, None].chunk(4, dim=-1)
+            latents = latents + attention(x, latents, lambda y, shift=shift, scale=scale: y * (1 + scale) + shift)
+            norm, *rest = feed_forward
+            y = norm(latents) * (1 + scale_mlp) + shift_mlp
+            for step in rest:
+                y = step(y)
+            latents = latents + y
+        return self.norm_out(self.proj_out(latents))
+
+
+def sinusoids(timestep: Tensor, width: int) -> Tensor:
+    """[b] -> [b, width]: cosines, then sines of the timestep at frequencies from 1 to 1 / 10000 (Timesteps of diffusers, flipped)."""
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(width // 2, dtype=torch.float32, device=timestep.device) / (width // 2))
+    angles = timestep.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
 PROJECTIONS: dict[str, type[nn.Module]] = {
     "linear": LinearProjection,
     "mlp": MLPProjection,
     "resampler": Resampler,
     "faceid": FaceIDProjection,
     "faceid_plus": FaceIDPlusProjection,
+    "pooled": FaceIDProjection,
+    "time_resampler": TimeResampler,
 }
 
 

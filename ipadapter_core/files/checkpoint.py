@@ -31,6 +31,14 @@ log = logging.getLogger(__name__)
 _ALIASES = (  # other trainers' and the diffusers-style names of the same tensors
     (re.compile(r"^(image_proj_model|ip_adapter_proj_model)\."), "image_proj."),
     (re.compile(r"^adapter_modules\."), "ip_adapter."),
+    *(
+        (re.compile(rf"^(image_proj\.layers\.\d+)\.{theirs}\."), rf"\1.{ours}.")
+        for theirs, ours in (  # diffusers' IPAdapterTimeImageProjection
+            ("ln0", "0.norm1"), ("ln1", "0.norm2"), (r"attn\.to_q", "0.to_q"), (r"attn\.to_kv", "0.to_kv"),
+            (r"attn\.to_out\.0", "0.to_out"), ("adaln_norm", "1.0"), (r"ff\.net\.0\.proj", "1.1"),
+            (r"ff\.net\.2", "1.3"), ("adaln_proj", "2.1"),
+        )
+    ),
     (re.compile(r"^double_blocks\.(\d+)\.processor\.ip_adapter_double_stream_([kv])_proj\."), r"ip_adapter.\1.to_\2_ip."),
 )
 _ARCHIVES = ((b"7z\xbc\xaf", "7z"), (b"Rar!", "RAR"), (b"\x1f\x8b", "gzip"))

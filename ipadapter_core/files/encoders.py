@@ -8,6 +8,7 @@ from dataclasses import dataclass
 Shapes = Mapping[str, tuple[int, ...]]
 PROJECTED = "image_embeds"
 HIDDEN = "penultimate_hidden_states"
+POOLED = "pooler_output"  # of SigLIP's attention pooling head
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Encoder:
 def needed(feature: str, width: int, tower: str = "") -> Encoder:
     """The encoder whose `feature` is `width` wide; `tower` names it where two share the width. No file for an unknown width."""
     for known in TOWERS.values():
-        if width == (known.projected if feature == PROJECTED else known.hidden) and tower in ("", known.name):
+        wide = {PROJECTED: known.projected, HIDDEN: known.hidden, POOLED: 0 if known.projected else known.hidden}
+        if width == wide[feature] and tower in ("", known.name):
             return Encoder(known.name, feature, width, known.size, known.file)
     return Encoder(f"an encoder {width} wide", feature, width, 224)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..errors import IPAdapterError
 from .encoders import HIDDEN, PROJECTED, Encoder, needed
 from .kinds import kind_of, text_of
+from .transformers import Transformer, blocks_of, measure, transformer_of
 
 __all__ = ["TWINS", "Encoder", "Info", "has_twin", "identify", "tokens_of"]
 
@@ -36,15 +37,23 @@ class Info:
     problem: str = ""
     ambiguities: tuple[str, ...] = ()
 
+    @property
+    def stretched(self) -> bool:
+        """Whether pictures are brought to a square out of shape, as SigLIP's own preprocessing does, instead of cut to one."""
+        return self.family in ("flux-instantx", "sd3-instantx")
+
+    @property
+    def nothing(self) -> str:
+        """What stands on the negative side where there is no picture, as published: "zeros", or the "black" or the "grey" picture."""
+        if self.family == "flux-xlabs":
+            return "black"
+        return "grey" if self.encoder is not None and self.encoder.feature == HIDDEN and self.family != "sd3-instantx" else "zeros"
+
 
 # Adapters with key names of their own: (family, base, what it is, marks that must all be in the keys).
 # Line breaks tie a mark to the ends of a key.
 _FOREIGN = (
-    ("sd3-instantx", "SD3", "an InstantX SD3.5 adapter", (
-        "\nimage_proj.latents\n", "\nimage_proj.time_embedding.linear_1.weight\n", "\nip_adapter.0.norm_ip.linear.weight\n")),
     ("flux-instantcharacter", "Flux", "an InstantCharacter adapter", ("\nip_adapter.0.to_k_ip.bias\n", "\nip_adapter.0.norm_ip_q.")),
-    ("flux-xlabs", "Flux", "an XLabs Flux adapter", ("\nimage_proj.proj.weight\n", "\nip_adapter.0.to_k_ip.bias\n")),
-    ("flux-instantx", "Flux", "an InstantX Flux adapter", ("\nimage_proj.proj.2.weight\n", "\nip_adapter.0.to_k_ip.weight\n")),
     ("instruct", "IP-Adapter-Instruct", "an IP-Adapter-Instruct file", ("\nimage_proj.new_input_layers.0.",)),
     ("mip", "MIP-Adapter", "a MIP-Adapter file", ("\nip_adapter.1.to_k_ip.weight\n", ".text_to_weight.weight\n")),
     ("csgo", "CSGO", "a CSGO file", ("\ncontent_image_proj.", "\nstyle_image_proj.", "\nip_adapter.")),
@@ -58,6 +67,7 @@ _FOREIGN = (
 
 # (context width, number of layers) of the UNets whose key order is known.
 _BASES = {(768, 16): "SD1.5", (1024, 16): "SD2.x", (2048, 70): "SDXL"}
+_READ = "adapters for SD1.5, SDXL, Kolors, Flux (XLabs, InstantX) and SD3.5 Large (InstantX)"
 _SUPPORTED_BASES = ("SD1.5", "SDXL", "Kolors")
 
 # The key of image_proj that tells the projection; the first one that is there decides.
@@ -81,6 +91,9 @@ _FAMILIES = {
     "faceid-plus-v2": ("IP-Adapter FaceID plus v2", "faceid_plus", True),
     "kolors-plus": ("IP-Adapter plus", "resampler", False),
     "kolors-faceid-plus": ("IP-Adapter FaceID plus", "faceid_plus", True),
+    "flux-xlabs": ("XLabs IP-Adapter", "linear", False),
+    "flux-instantx": ("InstantX IP-Adapter", "pooled", False),
+    "sd3-instantx": ("InstantX IP-Adapter", "time_resampler", False),
 }
 
 # Families that share their shapes with another, and the SHA-256 of the published file of each.
@@ -99,9 +112,11 @@ def identify(shapes: Shapes, name: str = "", sha256: str | None = None) -> Info:
     tensors that tell what it is. Source: checkpoints.md's decision tree over the published files.
     """
     text = text_of(shapes)
+    if transformer := transformer_of(text):
+        return _transformer(transformer, shapes, name)
     for family, base, title, marks in _FOREIGN:
         if all(mark in text for mark in marks):
-            return _unsupported(family, base, title, f"{base} is not supported yet")
+            return _unsupported(family, base, title, f"no node here reads it; {_READ} are read")
     if not any(key.startswith(("image_proj.", "ip_adapter.")) for key in shapes):
         raise _wrong_kind(shapes, name)
     return _unet(shapes, name, sha256)
@@ -117,6 +132,17 @@ def tokens_of(encoder: Encoder) -> int:
     return (encoder.size // 14) ** 2 + (0 if encoder.name.startswith("SigLIP") else 1)
 
 
+def _transformer(one: Transformer, shapes: Shapes, name: str) -> Info:
+    blocks = blocks_of(shapes)
+    if blocks != one.blocks:
+        given = f"it has {blocks} blocks" if blocks >= 0 else "blocks are missing from it"
+        return _unsupported(one.family, one.base, one.title, f"{given} where {one.base} needs {one.blocks}; download it again")
+    tokens, encoder = measure(one, lambda key, dim: _size(shapes, f"image_proj.{key}", dim, name))
+    label = _label(one.family, one.base, tokens, encoder, False)
+    projection = _FAMILIES[one.family][1]
+    return Info(one.family, one.base, projection, tokens, encoder, False, False, label, True, "", _unknown(encoder))
+
+
 def _unet(shapes: Shapes, name: str, sha256: str | None) -> Info:
     layers = sorted(int(key.split(".")[1]) for key in shapes if _is_layer(key))
     if not layers:
@@ -126,7 +152,7 @@ def _unet(shapes: Shapes, name: str, sha256: str | None) -> Info:
     if layers != list(range(1, 2 * len(layers), 2)) or not base:
         return _unsupported("other", f"a UNet with {len(layers)} layers of context width {context}",
                             f"an adapter for a UNet with {len(layers)} cross-attention layers and context width {context}",
-                            "only SD1.5 (16 layers, 768) and SDXL (70 layers, 2048) are supported")
+                            "SD1.5 has 16 and 768, SDXL 70 and 2048; distilled models (SSD-1B) have no adapter that could be used here")
 
     def size(key: str, dim: int) -> int:
         return _size(shapes, f"image_proj.{key}", dim, name)
@@ -140,7 +166,7 @@ def _unet(shapes: Shapes, name: str, sha256: str | None) -> Info:
         reason = "it needs the InstantID nodes and their ControlNet; put it in models/instantid"
         return _unsupported(family, "InstantID", "InstantID's own ip-adapter.bin", reason)
     if base not in _SUPPORTED_BASES:
-        return _unsupported(family, base, f"an adapter for {base}", f"{base} is not supported yet")
+        return _unsupported(family, base, f"an adapter for {base}", f"no node here reads it; {_READ} are read")
     face = _FAMILIES[family][2]
     if face and (width := size("proj_in.weight" if family == "portrait-unnorm" else "proj.0.weight", 1)) != ARCFACE:
         return _unsupported("other", base, f"an adapter for {base}", f"it takes an embedding {width} wide, and InsightFace gives {ARCFACE}")

@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .encoders import HIDDEN, PROJECTED, TOWERS, Encoder, needed
+from .encoders import HIDDEN, POOLED, PROJECTED, TOWERS, Encoder, needed
 from .family import TWINS, Info
 
 _HUB = "https://huggingface.co/"
 _FACE_LICENCE = "research only, non-commercial"  # as InsightFace's models, which they are made for
 _H, _BIG_G = needed(PROJECTED, 1024), needed(PROJECTED, 1280)
+_FLUX_LICENCE = "FLUX.1 dev, non-commercial"
+_L, _SIGLIP_POOLED, _SIGLIP_HIDDEN = needed(PROJECTED, 768), needed(POOLED, 1152), needed(HIDDEN, 1152)
 _H_HIDDEN, _L336_HIDDEN = needed(HIDDEN, 1280), needed(HIDDEN, 1024, "ViT-L-336")
 
 
@@ -105,6 +107,14 @@ FILES = (
               sha256="1983c3f927acb2a2f4285e1e134f302fab8e6d744a3b058e46848aba9957a60f"),
     Published("Kolors-IP-Adapter-FaceID-Plus.bin", "ipadapter", "Kwai-Kolors/Kolors-IP-Adapter-FaceID-Plus", "ipa-faceid-plus.bin",
               "Apache-2.0", "kolors-faceid-plus", "Kolors", _L336_HIDDEN, aliases=("ipa-faceid-plus.bin",)),
+    Published("flux-ip-adapter-v2.safetensors", "ipadapter", "XLabs-AI/flux-ip-adapter-v2", "ip_adapter.safetensors", _FLUX_LICENCE,
+              "flux-xlabs", "Flux", _L, sha256="8f2bfddaffc4fe2a6667bef24c8ce6075e81d01d0f6b0f9adbe46ad686057ee2"),
+    Published("flux-ip-adapter.safetensors", "ipadapter", "XLabs-AI/flux-ip-adapter", "ip_adapter.safetensors", _FLUX_LICENCE,
+              "flux-xlabs", "Flux", _L, sha256="750f912149b84bbb0c2a6ce90ffa7e78afd1795821407718724ebcd36372dc2d"),
+    Published("instantx-flux-ip-adapter.bin", "ipadapter", "InstantX/FLUX.1-dev-IP-Adapter", "ip-adapter.bin", _FLUX_LICENCE,
+              "flux-instantx", "Flux", _SIGLIP_POOLED, sha256="01aaeb0dace9ea4feee1007d30e41c59847041c116db8c2bcc14f9c91d491203"),
+    Published("instantx-sd3.5-large-ip-adapter.bin", "ipadapter", "InstantX/SD3.5-Large-IP-Adapter", "ip-adapter.bin",
+              "Stability AI Community", "sd3-instantx", "SD3.5", _SIGLIP_HIDDEN),
     _face_lora("ip-adapter-faceid_sd15_lora.safetensors"),
     _face_lora("ip-adapter-faceid_sdxl_lora.safetensors"),
     _face_lora("ip-adapter-faceid-plus_sd15_lora.safetensors"),
@@ -122,9 +132,13 @@ ADAPTERS = tuple(row for row in FILES if row.family)
 Presets = dict[str, dict[str, tuple[str, ...]]]
 PICTURE_PRESETS: Presets = {
     "LIGHT - SD1.5 only (low strength)": {"SD1.5": ("ip-adapter_sd15_light_v11.bin", "ip-adapter_sd15_light.safetensors")},
-    "STANDARD (medium strength)": {"SD1.5": ("ip-adapter_sd15.safetensors",), "SDXL": ("ip-adapter_sdxl_vit-h.safetensors",)},
+    "STANDARD (medium strength)": {
+        "SD1.5": ("ip-adapter_sd15.safetensors",), "SDXL": ("ip-adapter_sdxl_vit-h.safetensors",),
+        "Flux": ("flux-ip-adapter-v2.safetensors", "flux-ip-adapter.safetensors")},
     "VIT-G (medium strength)": {"SD1.5": ("ip-adapter_sd15_vit-G.safetensors",), "SDXL": ("ip-adapter_sdxl.safetensors",)},
-    "PLUS (high strength)": {"SD1.5": ("ip-adapter-plus_sd15.safetensors",), "SDXL": ("ip-adapter-plus_sdxl_vit-h.safetensors",)},
+    "PLUS (high strength)": {
+        "SD1.5": ("ip-adapter-plus_sd15.safetensors",), "SDXL": ("ip-adapter-plus_sdxl_vit-h.safetensors",),
+        "Flux": ("instantx-flux-ip-adapter.bin",), "SD3.5": ("instantx-sd3.5-large-ip-adapter.bin",)},
     "PLUS FACE (portraits)": {
         "SD1.5": ("ip-adapter-plus-face_sd15.safetensors",), "SDXL": ("ip-adapter-plus-face_sdxl_vit-h.safetensors",)},
     "FULL FACE - SD1.5 only (portraits stronger)": {"SD1.5": ("ip-adapter-full-face_sd15.safetensors",)},

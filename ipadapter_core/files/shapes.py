@@ -18,7 +18,7 @@ def check_layout(shapes: Shapes, info: Info, name: str = "") -> None:
     if info.tokens > MOST_TOKENS:
         raise IPAdapterError(f"{this} makes {info.tokens} tokens of a picture, more than any adapter does: it is damaged. Use another.")
     expected = {f"image_proj.{key}": shape for key, shape in _projection(shapes, info).items()}
-    expected |= {f"ip_adapter.{key}": shape for key, shape in _layers(shapes).items()}
+    expected |= {f"ip_adapter.{key}": shape for key, shape in _layers(shapes, info).items()}
     for key, shape in expected.items():
         if key not in shapes:
             raise IPAdapterError(f"{this} lacks the tensor {key}: it is damaged or was converted wrongly. Download it again.")
@@ -64,10 +64,18 @@ def _projection(shapes: Shapes, info: Info) -> dict[str, tuple[int, ...]]:
     if info.projection == "resampler":
         tokens, width = size("latents", 1), size("latents", 2)
         return {"latents": (1, tokens, width), **_perceiver(shapes, "", width, size("proj_in.weight", 1), context)}
+    if info.projection == "time_resampler":
+        tokens, width = size("latents", 1), size("latents", 2)
+        expected = {"latents": (1, tokens, width), **_perceiver(shapes, "", width, size("proj_in.weight", 1), context)}
+        expected |= _linear("time_embedding.linear_1", width, size("time_embedding.linear_1.weight", 1))
+        expected |= _linear("time_embedding.linear_2", width, width)
+        for key in [key for key in expected if key.endswith(".1.1.weight")]:
+            expected |= _linear(key.replace(".1.1.weight", ".2.1"), 4 * width, width)
+        return expected
     width = size("norm.weight", 0) if info.base == "Kolors" else context  # Kolors' tokens pass through the UNet's encoder_hid_proj
     hidden = size("proj.0.weight", 0)
     face = {**_linear("proj.0", hidden, size("proj.0.weight", 1)), **_linear("proj.2", info.tokens * width, hidden), **_norm("norm", width)}
-    if info.projection == "faceid":
+    if info.projection in ("faceid", "pooled"):
         return face
     features = size("perceiver_resampler.proj_in.weight", 1)
     return {**face, **_perceiver(shapes, "perceiver_resampler.", width, features, width)}
@@ -90,13 +98,18 @@ def _perceiver(shapes: Shapes, prefix: str, width: int, features: int, out: int)
     return {prefix + key: shape for key, shape in expected.items()}
 
 
-def _layers(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+def _layers(shapes: Shapes, info: Info) -> dict[str, tuple[int, ...]]:
     context = _get(shapes, "ip_adapter.1.to_k_ip.weight", 1)
     keys = [key.split(".") for key in shapes if key.startswith("ip_adapter.")]
     widths = {int(key[1]): _get(shapes, ".".join(key), 0) for key in keys if key[2:] == ["to_k_ip", "weight"]}
     expected: dict[str, tuple[int, ...]] = {}
+    biased = info.family == "flux-xlabs"
     for n, width in widths.items():
-        expected |= {**_linear(f"{n}.to_k_ip", width, context, bias=False), **_linear(f"{n}.to_v_ip", width, context, bias=False)}
+        expected |= {**_linear(f"{n}.to_k_ip", width, context, biased), **_linear(f"{n}.to_v_ip", width, context, biased)}
+        if info.family == "sd3-instantx":
+            head = _get(shapes, f"ip_adapter.{n}.norm_q.weight", 0)
+            expected |= {f"{n}.{norm}.weight": (head,) for norm in ("norm_q", "norm_k", "norm_ip_k")}
+            expected |= _linear(f"{n}.norm_ip.linear", 2 * context, _get(shapes, "image_proj.latents", 2))
     for key in keys:  # FaceID's LoRA: even numbers are self-attention, k and v of odd ones see the context
         if len(key) == 5 and key[1].isdecimal() and key[2] in _LORA and key[3] in ("down", "up") and key[4] == "weight":
             n = int(key[1])

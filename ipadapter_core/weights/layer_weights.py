@@ -11,9 +11,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..adapter.layers import WEIGHT_TYPES, Layer, layer_weights, layers
+from ..adapter.layers import WEIGHT_TYPES, Layer, is_transformer, layer_weights, layers
 from ..errors import IPAdapterError
 from ..values import brief, check_number
+from .block_weights import block_shares
 
 GROUPS = {"everything": "linear", "style": "style transfer", "layout": "composition"}  # name -> weight type
 PRESETS = (*GROUPS, *(kind for kind in WEIGHT_TYPES if "precise" not in kind))
@@ -30,6 +31,8 @@ def shares_of(base: str, given: Any) -> Shares:
 
     Raises IPAdapterError for names and blocks that the base has not, and for what cannot be read.
     """
+    if is_transformer(base):
+        return block_shares(base, given)
     if isinstance(given, Mapping):
         return scales_of(base, given)
     if not isinstance(given, str):

@@ -329,11 +329,11 @@ def test_half_a_lora_pair_is_named():
         from_state_dicts(nested)
 
 
-def test_a_lora_and_a_flux_adapter_are_named(tmp_path):
+def test_a_lora_and_an_unsupported_adapter_are_named(tmp_path):
     save_file({"unet.mid_block.attentions.0.to_q.lora_A.weight": torch.ones(2)}, tmp_path / "style.safetensors")
     with pytest.raises(IPAdapterError, match=r"^style\.safetensors is a LoRA, not an IP-Adapter\. Put it in models/loras\.$"):
         read_checkpoint(tmp_path / "style.safetensors")
-    shapes.write_header(tmp_path / "flux.safetensors", shapes.FOREIGN["XLabs v1"][0])
-    sentence = r"^flux\.safetensors cannot be used: this is an XLabs Flux adapter: Flux is not supported yet\. Choose another file\.$"
+    shapes.write_header(tmp_path / "flux.safetensors", shapes.FOREIGN["InstantCharacter"][0])
+    sentence = r"^flux\.safetensors cannot be used: this is an InstantCharacter adapter: "
     with pytest.raises(IPAdapterError, match=sentence):
         read_checkpoint(tmp_path / "flux.safetensors")

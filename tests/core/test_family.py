@@ -5,12 +5,12 @@ import math
 import pytest
 
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.files.encoders import HIDDEN, PROJECTED, TOWERS, fits, needed, tower_of
+from ipadapter_core.files.encoders import HIDDEN, POOLED, PROJECTED, TOWERS, fits, needed, tower_of
 from ipadapter_core.files.family import Encoder, identify
 from ipadapter_core.files.shapes import check_layout
 from support import shapes
 
-H, BIG_G, L336 = "ViT-H", "ViT-bigG", "ViT-L-336"
+H, BIG_G, L336, SIGLIP = "ViT-H", "ViT-bigG", "ViT-L-336", "SigLIP-so400m"
 EXPECTED = {  # family, base, projection, tokens, (encoder, feature, width, size), needs a face, LoRA inside
     "ip-adapter_sd15.safetensors": ("standard", "SD1.5", "linear", 4, (H, PROJECTED, 1024, 224), False, False),
     "ip-adapter_sd15_light_v11.bin": ("standard", "SD1.5", "linear", 4, (H, PROJECTED, 1024, 224), False, False),
@@ -35,6 +35,10 @@ EXPECTED = {  # family, base, projection, tokens, (encoder, feature, width, size
     "ip-adapter-faceid-portrait_sdxl_unnorm.bin": ("portrait-unnorm", "SDXL", "resampler", 16, None, True, False),
     "ip_adapter_plus_general.bin": ("kolors-plus", "Kolors", "resampler", 16, (L336, HIDDEN, 1024, 336), False, False),
     "ipa-faceid-plus.bin": ("kolors-faceid-plus", "Kolors", "faceid_plus", 6, (L336, HIDDEN, 1024, 336), True, False),
+    "flux-ip-adapter.safetensors": ("flux-xlabs", "Flux", "linear", 4, ("ViT-L", PROJECTED, 768, 224), False, False),
+    "flux-ip-adapter-v2.safetensors": ("flux-xlabs", "Flux", "linear", 16, ("ViT-L", PROJECTED, 768, 224), False, False),
+    "instantx-flux-ip-adapter.bin": ("flux-instantx", "Flux", "pooled", 128, (SIGLIP, POOLED, 1152, 384), False, False),
+    "instantx-sd3.5-large-ip-adapter.bin": ("sd3-instantx", "SD3.5", "time_resampler", 64, (SIGLIP, HIDDEN, 1152, 384), False, False),
 }
 V1, V2 = (
     "252fb53e0d018489d9e7f9b9e2001a52ff700e491894011ada7cfb471e0fadf2",
@@ -83,7 +87,7 @@ def test_narrow_layers_are_no_obstacle(name):
     """Small test models keep the published key names, counts and context widths, not the layer widths."""
     narrow = {}
     for key, shape in shapes.SUPPORTED[name][0].items():
-        narrow[key] = tuple(n // 10 if key.startswith("ip_adapter.") and n in (320, 640, 1280) else n for n in shape)
+        narrow[key] = tuple(n // 10 if key.startswith("ip_adapter.") and ".to_" in key and n in (320, 640, 1280) else n for n in shape)
     assert identify(narrow, name) == identify(shapes.SUPPORTED[name][0], name)
     check_layout(narrow, identify(narrow, name))
 
@@ -97,6 +101,40 @@ def test_other_adapters_are_named_and_not_supported(what, tmp_path):
     assert (info.supported, info.family, info.problem) == (False, family, sentence)
     if fp16:
         assert sum(2 * math.prod(shape) for shape in published.values()) == fp16
+
+
+def test_transformer_adapters_under_other_names(tmp_path):
+    """XLabs' own names, and diffusers' of the SD3.5 adapter's projection."""
+    from ipadapter_core.files.checkpoint import read_shapes
+
+    for tokens, name in ((4, "flux-ip-adapter.safetensors"), (16, "flux-ip-adapter-v2.safetensors")):
+        path = shapes.write_header(tmp_path / name, shapes.xlabs(tokens, published=True))
+        assert read_shapes(path) == shapes.SUPPORTED[name][0]
+    ours = shapes.SUPPORTED["instantx-sd3.5-large-ip-adapter.bin"][0]
+    names = {
+        ".0.norm1.": ".ln0.", ".0.norm2.": ".ln1.", ".0.to_q.": ".attn.to_q.", ".0.to_kv.": ".attn.to_kv.", ".0.to_out.": ".attn.to_out.0.",
+        ".1.0.": ".adaln_norm.", ".1.1.": ".ff.net.0.proj.", ".1.3.": ".ff.net.2.", ".2.1.": ".adaln_proj.",
+    }  # fmt: skip
+    theirs = {}
+    for key, shape in ours.items():
+        _, layers, rest = key.partition("image_proj.layers.")
+        number, _, rest = rest.partition(".")
+        if layers:
+            (found,) = [(mine, other) for mine, other in names.items() if f".{rest}".startswith(mine)]
+            key = f"{layers}{number}{found[1]}{rest.removeprefix(found[0][1:])}"
+        theirs[key] = shape
+    assert not set(ours) >= set(theirs)
+    assert read_shapes(shapes.write_header(tmp_path / "diffusers.safetensors", theirs)) == ours
+
+
+@pytest.mark.parametrize("name", ["flux-ip-adapter.safetensors", "instantx-flux-ip-adapter.bin", "instantx-sd3.5-large-ip-adapter.bin"])
+def test_a_transformer_adapter_without_some_blocks_is_refused(name):
+    published = shapes.SUPPORTED[name][0]
+    last = max(int(key.split(".")[1]) for key in published if key.startswith("ip_adapter."))
+    fewer = {key: shape for key, shape in published.items() if not key.startswith(f"ip_adapter.{last}.")}
+    assert f"it has {last} blocks where {identify(published).base} needs {last + 1}" in identify(fewer).problem
+    gap = {key: shape for key, shape in published.items() if not key.startswith("ip_adapter.3.")}
+    assert "blocks are missing from it" in identify(gap).problem
 
 
 def test_an_unknown_image_projection_is_not_supported():

@@ -19,7 +19,8 @@ LEVELS = ("start here", "next", "special")
 FAMILIES = {
     "standard": "standard", "plus": "plus", "full-face": "full face", "faceid": "FaceID", "faceid-plus": "FaceID plus",
     "faceid-plus-v2": "FaceID plus v2", "portrait": "FaceID portrait", "portrait-unnorm": "FaceID portrait unnorm",
-    "kolors-plus": "plus", "kolors-faceid-plus": "FaceID plus",
+    "kolors-plus": "plus", "kolors-faceid-plus": "FaceID plus", "flux-xlabs": "XLabs", "flux-instantx": "InstantX",
+    "sd3-instantx": "InstantX",
 }
 VARIANTS = {"plain": "", "light": ", light", "face": ", face", "composition": ", composition"}
 

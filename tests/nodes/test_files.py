@@ -249,14 +249,14 @@ def test_nothing_found_says_what_was_looked_for_what_is_there_and_where_to_get_i
     put(folders, "sub/a.safetensors", "ip-adapter_sdxl.safetensors")
     (folders / "ipadapter" / "b.bin").touch()
     save_file({"unet.mid.to_q.lora_A.weight": torch.ones(2)}, folders / "ipadapter" / "c.safetensors")
-    shapes.write_header(folders / "ipadapter" / "d.safetensors", shapes.FOREIGN["XLabs v1"][0])
+    shapes.write_header(folders / "ipadapter" / "d.safetensors", shapes.FOREIGN["InstantCharacter"][0])
     with pytest.raises(user_error) as caught:
         files.find_adapter("PLUS (high strength)", "SD1.5")
     sub = os.path.join("sub", "a.safetensors")
     assert str(caught.value) == (
         f"No adapter for the preset PLUS (high strength) and SD1.5 models was found in {folders / 'ipadapter'}. "
         "Looked for ip-adapter-plus_sd15.safetensors, and for any file with such content. "
-        "There are: b.bin: empty (0 bytes); c.safetensors: a LoRA; d.safetensors: XLabs Flux adapter (not supported); "
+        "There are: b.bin: empty (0 bytes); c.safetensors: a LoRA; d.safetensors: InstantCharacter adapter (not supported); "
         f"{sub}: IP-Adapter for SDXL (4 tokens, ViT-bigG). "
         "Get ip-adapter-plus_sd15.safetensors (https://huggingface.co/h94/IP-Adapter/resolve/main/models/ip-adapter-plus_sd15.safetensors, "
         "page https://huggingface.co/h94/IP-Adapter) and put it in that folder."

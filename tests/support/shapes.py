@@ -66,39 +66,14 @@ def plus(unet):
 
 FULL_FACE = linear("proj.0", 1280, 1280) | linear("proj.2", 768, 1280) | norm("proj.3", 768)
 
-# published name: (shapes, bytes of its tensors in fp16 where the published file's size proves them, else None)
-SUPPORTED = {
-    "ip-adapter_sd15.safetensors": (flat(standard(1024, 768), layers("sd15")), 44_639_232),
-    "ip-adapter_sd15_light_v11.bin": (flat(standard(1024, 768), layers("sd15")), 44_639_232),
-    "ip-adapter_sd15_vit-G.safetensors": (flat(standard(1280, 768), layers("sd15")), 46_212_096),
-    "ip-adapter-plus_sd15.safetensors": (flat(plus("sd15"), layers("sd15")), 98_174_976),
-    "ip-adapter-plus-face_sd15.safetensors": (flat(plus("sd15"), layers("sd15")), 98_174_976),
-    "ip_plus_composition_sd15.safetensors": (flat(plus("sd15"), layers("sd15")), 98_174_976),
-    "ip-adapter-full-face_sd15.safetensors": (flat(FULL_FACE, layers("sd15")), None),
-    "ip-adapter_sdxl.safetensors": (flat(standard(1280, 2048), layers("sdxl")), 702_570_496),
-    "ip-adapter_sdxl_vit-h.safetensors": (flat(standard(1024, 2048), layers("sdxl")), 698_376_192),
-    "ip-adapter-plus_sdxl_vit-h.safetensors": (flat(plus("sdxl"), layers("sdxl")), 847_497_728),
-    "ip-adapter-plus-face_sdxl_vit-h.safetensors": (flat(plus("sdxl"), layers("sdxl")), 847_497_728),
-    "ip_plus_composition_sdxl.safetensors": (flat(plus("sdxl"), layers("sdxl")), 847_497_728),
-    "ip-adapter-faceid_sd15.bin": (flat(face(4, 768), layers("sd15", 128)), 96_709_632),
-    "ip-adapter-faceid_sdxl.bin": (flat(face(4, 2048), layers("sdxl", 128)), 1_071_015_936),
-    "ip-adapter-faceid-plus_sd15.bin": (flat(face_plus(4, 768, 1280), layers("sd15", 128)), 156_521_472),
-    "ip-adapter-faceid-plusv2_sd15.bin": (flat(face_plus(4, 768, 1280), layers("sd15", 128)), 156_521_472),
-    "ip-adapter-faceid-plusv2_sdxl.bin": (flat(face_plus(4, 2048, 1280), layers("sdxl", 128)), 1_487_415_296),
-    "ip-adapter-faceid-portrait_sd15.bin": (flat(face(16, 768), layers("sd15")), 64_582_656),
-    "ip-adapter-faceid-portrait-v11_sd15.bin": (flat(face(16, 768), layers("sd15")), 64_582_656),
-    "ip-adapter-faceid-portrait_sdxl.bin": (flat(face(16, 2048), layers("sdxl")), 749_807_616),
-    "ip-adapter-faceid-portrait_sdxl_unnorm.bin": (flat(resampler("", 1280, 512, 2048, 1280), layers("sdxl")), None),
-    "ip_adapter_plus_general.bin": (flat(resampler("", 2048, 1024, 2048, 768), layers("sdxl")), 1_013_104_640),
-    "ipa-faceid-plus.bin": (flat(face_plus(6, 4096, 1024), layers("sdxl")), None),
-}
-
-
-def _xlabs(tokens):
-    shapes = linear("ip_adapter_proj_model.proj", tokens * 4096, 768) | norm("ip_adapter_proj_model.norm", 4096)
+def xlabs(tokens, published=False):
+    """Under the names that all files are brought to, or those of the published ones."""
+    to = "double_blocks.{}.processor.ip_adapter_double_stream_{}_proj" if published else "ip_adapter.{}.to_{}_ip"
+    proj = "ip_adapter_proj_model" if published else "image_proj"
+    shapes = linear(f"{proj}.proj", tokens * 4096, 768) | norm(f"{proj}.norm", 4096)
     for i in range(19):
         for part in "kv":
-            shapes |= linear(f"double_blocks.{i}.processor.ip_adapter_double_stream_{part}_proj", 3072, 4096)
+            shapes |= linear(to.format(i, part), 3072, 4096)
     return shapes
 
 
@@ -129,6 +104,38 @@ def _sd3():
     return flat(resampler("", 1280, 1152, 2432, 1280, tokens=64) | timed, blocks)
 
 
+# published name: (shapes, bytes of its tensors in fp16 where the published file's size proves them, else None)
+SUPPORTED = {
+    "ip-adapter_sd15.safetensors": (flat(standard(1024, 768), layers("sd15")), 44_639_232),
+    "ip-adapter_sd15_light_v11.bin": (flat(standard(1024, 768), layers("sd15")), 44_639_232),
+    "ip-adapter_sd15_vit-G.safetensors": (flat(standard(1280, 768), layers("sd15")), 46_212_096),
+    "ip-adapter-plus_sd15.safetensors": (flat(plus("sd15"), layers("sd15")), 98_174_976),
+    "ip-adapter-plus-face_sd15.safetensors": (flat(plus("sd15"), layers("sd15")), 98_174_976),
+    "ip_plus_composition_sd15.safetensors": (flat(plus("sd15"), layers("sd15")), 98_174_976),
+    "ip-adapter-full-face_sd15.safetensors": (flat(FULL_FACE, layers("sd15")), None),
+    "ip-adapter_sdxl.safetensors": (flat(standard(1280, 2048), layers("sdxl")), 702_570_496),
+    "ip-adapter_sdxl_vit-h.safetensors": (flat(standard(1024, 2048), layers("sdxl")), 698_376_192),
+    "ip-adapter-plus_sdxl_vit-h.safetensors": (flat(plus("sdxl"), layers("sdxl")), 847_497_728),
+    "ip-adapter-plus-face_sdxl_vit-h.safetensors": (flat(plus("sdxl"), layers("sdxl")), 847_497_728),
+    "ip_plus_composition_sdxl.safetensors": (flat(plus("sdxl"), layers("sdxl")), 847_497_728),
+    "ip-adapter-faceid_sd15.bin": (flat(face(4, 768), layers("sd15", 128)), 96_709_632),
+    "ip-adapter-faceid_sdxl.bin": (flat(face(4, 2048), layers("sdxl", 128)), 1_071_015_936),
+    "ip-adapter-faceid-plus_sd15.bin": (flat(face_plus(4, 768, 1280), layers("sd15", 128)), 156_521_472),
+    "ip-adapter-faceid-plusv2_sd15.bin": (flat(face_plus(4, 768, 1280), layers("sd15", 128)), 156_521_472),
+    "ip-adapter-faceid-plusv2_sdxl.bin": (flat(face_plus(4, 2048, 1280), layers("sdxl", 128)), 1_487_415_296),
+    "ip-adapter-faceid-portrait_sd15.bin": (flat(face(16, 768), layers("sd15")), 64_582_656),
+    "ip-adapter-faceid-portrait-v11_sd15.bin": (flat(face(16, 768), layers("sd15")), 64_582_656),
+    "ip-adapter-faceid-portrait_sdxl.bin": (flat(face(16, 2048), layers("sdxl")), 749_807_616),
+    "ip-adapter-faceid-portrait_sdxl_unnorm.bin": (flat(resampler("", 1280, 512, 2048, 1280), layers("sdxl")), None),
+    "ip_adapter_plus_general.bin": (flat(resampler("", 2048, 1024, 2048, 768), layers("sdxl")), 1_013_104_640),
+    "ipa-faceid-plus.bin": (flat(face_plus(6, 4096, 1024), layers("sdxl")), None),
+    "flux-ip-adapter.safetensors": (xlabs(4), 981_749_760),
+    "flux-ip-adapter-v2.safetensors": (xlabs(16), 1_057_345_536),
+    "instantx-flux-ip-adapter.bin": (_instantx(), 5_291_201_024),
+    "instantx-sd3.5-large-ip-adapter.bin": (_sd3(), 1_595_851_776),
+}
+
+
 def _hunyuan():
     shapes = linear("ip_adapter_clip_len_trans_block", 8192, 1024) | norm("ip_adapter_img_norm_cond", 1024)
     for i in range(40):
@@ -155,28 +162,25 @@ def _art():
 
 
 # what it is: (shapes under the file's own names, family, the sentence that says so, bytes in fp16 as above)
+UNREAD = "no node here reads it; adapters for SD1.5, SDXL, Kolors, Flux (XLabs, InstantX) and SD3.5 Large (InstantX) are read"
 FOREIGN = {
-    "XLabs v1": (_xlabs(4), "flux-xlabs", "this is an XLabs Flux adapter: Flux is not supported yet", 981_749_760),
-    "XLabs v2": (_xlabs(16), "flux-xlabs", "this is an XLabs Flux adapter: Flux is not supported yet", 1_057_345_536),
-    "InstantX": (_instantx(), "flux-instantx", "this is an InstantX Flux adapter: Flux is not supported yet", 5_291_201_024),
     "InstantCharacter": (_instant_character(), "flux-instantcharacter",
-                         "this is an InstantCharacter adapter: Flux is not supported yet", None),
-    "SD3.5": (_sd3(), "sd3-instantx", "this is an InstantX SD3.5 adapter: SD3 is not supported yet", 1_595_851_776),
-    "Instruct": (_instruct(), "instruct", "this is an IP-Adapter-Instruct file: IP-Adapter-Instruct is not supported yet", None),
+                         "this is an InstantCharacter adapter: " + UNREAD, None),
+    "Instruct": (_instruct(), "instruct", "this is an IP-Adapter-Instruct file: " + UNREAD, None),
     "MIP": (flat(standard(1280, 2048), layers("sdxl") | {"1.text_to_weight.weight": (1, 640)}), "mip",
-            "this is a MIP-Adapter file: MIP-Adapter is not supported yet", None),
-    "CSGO": (_csgo(), "csgo", "this is a CSGO file: CSGO is not supported yet", None),
-    "HunyuanDiT": (_hunyuan(), "hunyuandit", "this is a HunyuanDiT adapter: HunyuanDiT is not supported yet", None),
+            "this is a MIP-Adapter file: " + UNREAD, None),
+    "CSGO": (_csgo(), "csgo", "this is a CSGO file: " + UNREAD, None),
+    "HunyuanDiT": (_hunyuan(), "hunyuandit", "this is a HunyuanDiT adapter: " + UNREAD, None),
     "Anima SigLIP2": ({"resampler.latents": (1, 32, 1024), "resampler.time_proj.weight": (1024, 320),
                        "ip_cross_attns.0.to_k_ip.weight": (2048, 2048)}, "anima-siglip2",
-                      "this is an Anima adapter (SigLIP2): Anima is not supported yet", None),
+                      "this is an Anima adapter (SigLIP2): " + UNREAD, None),
     "Anima PE-Core": ({"ip_centroid": (1024,), "to_k_ip.0.weight": (2048, 1024), "ip_gate.0": ()}, "anima-pe-core",
-                      "this is an Anima adapter (PE-Core): Anima is not supported yet", None),
-    "Art": (_art(), "art", "this is an IP-Adapter-Art file: IP-Adapter-Art is not supported yet", None),
-    "SD2.1": (flat(standard(1024, 1024), layers("sd21")), "standard", "this is an adapter for SD2.x: SD2.x is not supported yet", None),
+                      "this is an Anima adapter (PE-Core): " + UNREAD, None),
+    "Art": (_art(), "art", "this is an IP-Adapter-Art file: " + UNREAD, None),
+    "SD2.1": (flat(standard(1024, 1024), layers("sd21")), "standard", "this is an adapter for SD2.x: " + UNREAD, None),
     "SSD-1B": (flat(standard(1280, 2048), layers("ssd1b")), "other",
                "this is an adapter for a UNet with 40 cross-attention layers and context width 2048: "
-               "only SD1.5 (16 layers, 768) and SDXL (70 layers, 2048) are supported", None),
+               "SD1.5 has 16 and 768, SDXL 70 and 2048; distilled models (SSD-1B) have no adapter that could be used here", None),
 }
 
 

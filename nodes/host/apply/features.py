@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from ....ipadapter_core.errors import IPAdapterError
-from ....ipadapter_core.files.encoders import PROJECTED
 from ....ipadapter_core.pictures.images import rgb
 from ..load.adapter import Adapter
-from ..pictures.encoder import check_encoder, encode, encode_black, encode_enhanced
+from ..pictures.encoder import check_encoder, encode, encode_black, encode_enhanced, encode_fitted
 from .apply_inputs import ApplyInputs
 from .face_features import from_pictures
 from .settings import weights_of
@@ -57,12 +56,12 @@ def negative_side(adapter: Adapter, inputs: ApplyInputs, positive: Features) -> 
 
 
 def negative_features(adapter: Adapter, clip_vision: Any, positive: Tensor, pixels: int = 0) -> Tensor:
-    """The negative side where no negative picture is given: zeros, or the black picture for adapters that read all encoder tokens.
+    """The negative side where no negative picture is given: zeros, or the black picture where zeros were not trained with.
 
     pixels: the size at which the positive side was encoded, 0 for the encoder's own.
     """
     needed = adapter.info.encoder
-    if needed is None or needed.feature == PROJECTED:
+    if needed is None or adapter.info.nothing == "zeros":
         return torch.zeros_like(positive)
     if clip_vision is None:
         raise IPAdapterError(
@@ -111,6 +110,9 @@ def encode_for(adapter: Adapter, clip_vision: Any, image: Tensor, batch_size: in
     """The features [n, ...] of pictures [n, h, w, c] that the adapter projects."""
     encoder = needed_encoder(adapter, clip_vision)
     height, width = image.shape[1:3]
-    if max(height, width) > 1.1 * min(height, width):
+    if not adapter.info.stretched and max(height, width) > 1.1 * min(height, width):
         log.info("The reference is %dx%d: the encoder sees the square in its middle only.", width, height)
-    return encode(encoder, image, adapter.info.encoder.feature, batch_size, mask)  # type: ignore[union-attr]
+    feature = adapter.info.encoder.feature  # type: ignore[union-attr]
+    if adapter.info.stretched:
+        return encode_fitted(encoder, image, feature, "stretch", 1, mask=mask)
+    return encode(encoder, image, feature, batch_size, mask)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -10,33 +12,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ....ipadapter_core.adapter.layers import composition_ts, layers, swapped_ts
+from ....ipadapter_core.adapter.attention import KV
+from ....ipadapter_core.adapter.layers import Layer, composition_ts, layers, swapped_ts
 from ....ipadapter_core.errors import IPAdapterError
-from ....ipadapter_core.files.encoders import PROJECTED
+from ....ipadapter_core.files.encoders import HIDDEN
 from ..cache import number_of
 from ..engine.application import Application
+from ..engine.base import base_of, transformer_shape
+from ..engine.chunks import tell_once
 from ..engine.install import add_application
-from ..engine.unet import base_of, compute_dtype, cross_attentions
+from ..engine.timed import Timed
+from ..engine.unet import compute_dtype, cross_attentions
 from ..engine.windows import Window
 from ..load.adapter import Adapter
 from ..pictures.encoder import wrong_encoder
 from .features import Features
 from .settings import Settings
-from .sides import per_latent, side_by_side
+from .sides import Sides, per_latent, side_by_side
 
 log = logging.getLogger(__name__)
 
 
 def check_model(model: Any, adapter: Adapter) -> str:
-    """The model's base. Raises IPAdapterError where the adapter is made for another."""
-    base = base_of(model)
-    made_for = "SDXL" if adapter.info.base == "Kolors" else adapter.info.base
+    """What `layers` calls the layers of the model that the adapter acts in. Raises IPAdapterError where it is made for another base."""
+    base, info = base_of(model), adapter.info
+    if base == "Chroma" and info.family == "flux-instantx":
+        tell_once(f"{adapter.name} was made for Flux: on Chroma, which has its blocks, it is untested.")
+        return "Flux"
+    made_for = "SDXL" if info.base == "Kolors" else info.base
     if made_for != base:
         raise IPAdapterError(
-            f"{adapter.name} is an adapter for {adapter.info.base}, the connected model is {base}. "
-            f"Load an adapter for {base}, or connect a {adapter.info.base} model."
+            f"{adapter.name} is an adapter for {info.base}, the connected model is {base}. "
+            f"Load an adapter for {'Flux by InstantX' if base == 'Chroma' else base}, or connect a {info.base} model."
         )
-    return base
+    return "Flux double" if info.family == "flux-xlabs" else base
 
 
 def _check_features(adapter: Adapter, features: Tensor) -> None:
@@ -44,7 +53,7 @@ def _check_features(adapter: Adapter, features: Tensor) -> None:
     needed = adapter.info.encoder
     if needed is None:
         return
-    if features.ndim != (2 if needed.feature == PROJECTED else 3):
+    if features.ndim != (3 if needed.feature == HIDDEN else 2):
         raise IPAdapterError(
             f"{adapter.name} takes the {needed.feature} of {needed.name}, and these embeds of shape {list(features.shape)} were made for "
             "another adapter: encode the picture again with an IPAdapter Encoder behind this adapter."
@@ -105,28 +114,11 @@ def apply_features(
         return {number: both(layer.t in moved, layer.t in swapped) for number, layer in numbered.items()}
 
     numbered = {layer.key: layer for layer in layers(base) if settings.middle or layer.name != "middle"}
-    found = {(a.name, a.id, a.index): a for a in cross_attentions(model)}
-    heads = {number: found[layer.name, layer.id, layer.index].heads for number, layer in numbered.items()}
-    widths = adapter.widths
-    for number, layer in numbered.items():
-        width = found[layer.name, layer.id, layer.index].width
-        if widths.get(number) != width:
-            raise IPAdapterError(
-                f"{adapter.name} does not fit the connected model: its layer {number} is {widths.get(number)} wide, "
-                f"the model's is {width}. Load an adapter made for this model."
-            )
-    text_projection = _text_projection(model, adapter)
-    tokens_key = (sides.key, settings.per_latent, *sorted(projection.items()))
-    if text_projection is not None:
-        tokens_key = (*tokens_key, *_state(text_projection), weight_kolors)
-    key = (tokens_key, swapped, moved, tuple(heads.values()))
-    kv, patcher = adapter.kv(tuple(numbered), heads, compute_dtype(model.model), key, tokens)
-    application = Application(
-        kv=kv,
-        patcher=patcher,
+    heads = _heads(model, adapter, numbered)
+    dtype = compute_dtype(model.model)
+    common: dict[str, Any] = dict(
         negative=sides.negative_rows,
         positive=tuple(len(sides.swapped_rows) + row for row in sides.positive_rows),
-        tokens=next(kv.slots[number].tokens for number, layer in numbered.items() if layer.t not in moved) // sides.pictures,
         layers=chosen,
         weights=weights,
         scaling=settings.embeds_scaling,
@@ -137,9 +129,59 @@ def apply_features(
         name=adapter.name,
         away=swapped,
     )
+    if adapter.info.projection == "time_resampler":
+        add_application(work, _timed(adapter, sides, settings, heads, dtype, common))
+        return work
+    text_projection = _text_projection(model, adapter)
+    tokens_key = (sides.key, settings.per_latent, *sorted(projection.items()))
+    if text_projection is not None:
+        tokens_key = (*tokens_key, *_state(text_projection), weight_kolors)
+    key = (tokens_key, swapped, moved, tuple(heads.values()))
+    kv, patcher = adapter.kv(tuple(numbered), heads, dtype, key, tokens)
+    count = next(kv.slots[number].tokens for number, layer in numbered.items() if layer.t not in moved) // sides.pictures
+    application = Application(kv=kv, patcher=patcher, tokens=count, outside=base == "Flux double", **common)
     patcher.held.layouts.add(application.layouts)
     add_application(work, application)
     return work
+
+
+def _heads(model: Any, adapter: Adapter, numbered: Mapping[int, Layer]) -> dict[int, int]:
+    """Layer number -> heads. Raises IPAdapterError where a layer is not as wide as the adapter's."""
+    found = {(a.name, a.id, a.index): a for a in cross_attentions(model)}
+    shapes = {n: found[layer.name, layer.id, layer.index] if found else transformer_shape(model) for n, layer in numbered.items()}
+    for number, shape in shapes.items():
+        if (own := adapter.widths.get(number)) != shape.width:
+            raise IPAdapterError(
+                f"{adapter.name} does not fit the connected model: its layer {number} is {own} wide, "
+                f"the model's is {shape.width}. Load an adapter made for this model."
+            )
+    return {number: shape.heads for number, shape in shapes.items()}
+
+
+def _timed(
+    adapter: Adapter, sides: Sides, settings: Settings, heads: Mapping[int, int], dtype: torch.dtype, common: Mapping[str, Any]
+) -> Application:
+    """Of an adapter whose tokens depend on the timestep. Several pictures attend each by themselves, since each sees the whole picture."""
+
+    def make(timestep: float, device: torch.device) -> KV:
+        def tokens(project: Callable[[Tensor], Tensor]) -> Tensor:
+            rows = [project(*side) for side in (sides.negative[0], sides.positive[0])]
+            return torch.cat(rows if settings.per_latent else [one.flatten(0, 1).unsqueeze(0) for one in rows])
+
+        return adapter.kv_at(timestep, tokens, heads, dtype, device)
+
+    if settings.embeds_scaling != "V only":
+        tell_once(f"{adapter.name} attends to the picture itself too: its weight is on what comes out, and embeds_scaling has no effect.")
+    joined = settings.joined and replace(settings.joined, apart=True)
+    key = sides.key, settings.per_latent, tuple(heads.values()), dtype
+    timed = Timed(make, adapter.own_norms(), adapter, key)
+    return Application(
+        kv=KV(torch.empty(0), {}),
+        patcher=adapter.patcher,
+        tokens=adapter.info.tokens,
+        timed=timed,
+        **{**common, "scaling": "V only", "joined": joined},
+    )
 
 
 def _text_projection(model: Any, adapter: Adapter) -> Any:

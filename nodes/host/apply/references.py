@@ -127,11 +127,12 @@ def _features(adapter: Adapter, inputs: ApplyInputs, references: Sequence[Refere
 
 
 def _nothing(adapter: Adapter, inputs: ApplyInputs, positive: Features, method: str) -> Features:
-    """What stands where no reference is: as published, zero embeds, or the encoding of pixels that are zero after normalisation."""
+    """What stands where no reference is: as published, zero embeds, or the encoding of a picture that is black or zero when normalised."""
     if method == PLUS:
         return negative_side(adapter, inputs, positive)
-    needed = adapter.info.encoder
-    if needed is None or needed.feature != HIDDEN:
+    if adapter.info.nothing == "black":
+        return negative_side(adapter, inputs, positive)
+    if adapter.info.nothing == "zeros":
         return tuple(torch.zeros_like(part) for part in positive)
     encoder = needed_encoder(adapter, inputs.clip_vision)
     side = encoder.image_size

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ....ipadapter_core.adapter.attention import KV
 from ....ipadapter_core.adapter.layers import Layer, Weight
 from .kv_patcher import KVPatcher
 from .layout_cache import LayoutCache
+from .timed import Timed
 from .windows import Window
 
 
@@ -47,12 +50,14 @@ class Application:
     kv: one row for each set of tokens; patcher: by which ComfyUI loads them. negative, positive: the row of each latent on that
     side; the last one goes on. tokens: those of one picture; several may stand side by side in a row. weights: t -> weight.
     window: None for all of the sampling. mask [n, H, W]; cubic: how it is brought to the grid of a layer. joined: where the pictures
-    of a row have weights and regions of their own, instead of one mask and weight.
+    of a row have weights and regions of their own, instead of one mask and weight. timed: of an adapter whose K and V change with the
+    timestep; `kv` is empty then, and `at` gives the application of a timestep. outside: on a transformer's block, whether it is added to
+    what comes out of the block, instead of to the attention in it.
     For people to see: the adapter's name, and `away`, the t where the picture is on the negative side.
     """
 
     kv: KV
-    patcher: KVPatcher
+    patcher: KVPatcher | Any
     negative: tuple[int, ...]
     positive: tuple[int, ...]
     tokens: int
@@ -65,10 +70,18 @@ class Application:
     joined: Joined | None = None
     name: str = ""
     away: frozenset[int] = frozenset()
+    timed: Timed | None = None
+    outside: bool = False
     layouts: LayoutCache = field(default_factory=LayoutCache, repr=False)
 
     def __deepcopy__(self, memo: dict) -> Application:
         return self
+
+    def at(self, timestep: float, device: torch.device) -> Application:
+        """Itself, or with the K and V of the timestep."""
+        if self.timed is None:
+            return self
+        return self.timed.current(timestep, device, lambda kv: replace(self, kv=kv, layouts=self.layouts.beside()))
 
     @property
     def per_latent(self) -> bool:

@@ -24,7 +24,7 @@ from ....ipadapter_core.adapter.layers import Layer
 from ....ipadapter_core.adapter.masks import Area, level_size
 from .application import Application, Shown
 from .chunks import Chunks
-from .laid_out import Attended, LaidOut, Masks, Size, size_of, tell_unplaced
+from .laid_out import AROUND, Attended, LaidOut, Masks, Size, size_of, tell_unplaced, with_around
 
 Showing = tuple[Shown | None, ...]  # each picture of an attention on one side, None where it is off
 
@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
     k: Tensor
     v: Tensor
-    factor: float
+    factor: float | Tensor
     regions: Regions | None
     pictures: tuple[int, ...]
 
@@ -47,11 +47,10 @@ class JoinedLayout(LaidOut):
         self, out: Tensor, q: Tensor, attend: Callable[..., Tensor], layer: Layer, options: Mapping[str, Any], strength: float
     ) -> Tensor:
         for k, v, factor, regions, _ in self.parts[layer.key]:
-            if regions is None:
-                out = torch.add(out, image_attention(q, k, v, attend), alpha=factor * strength)
-                continue
-            bias, cover = regions.of(q.shape[1], options)
-            image = image_attention(q, k, v, partial(attend, mask=bias))
+            bias, cover = (None, None) if regions is None else regions.of(out.shape[1], options)
+            image = image_attention(q, k, v, attend if regions is None else partial(attend, mask=bias))
+            if isinstance(factor, Tensor):
+                image, factor = image * factor, 1.0
             if cover is None:
                 out = torch.add(out, image, alpha=factor * strength)
             else:
@@ -80,22 +79,26 @@ class Regions:
     chunks: Chunks
     device: torch.device
     dtype: torch.dtype
-    _made: dict[tuple[int, Size], tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
+    _made: dict[tuple[int, Size, tuple[int, int]], tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
 
     def of(self, count: int, options: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
         """(bias [rows, 1, b / rows * count, tokens] or None, cover [1 or b, count, 1] or None) for a layer of `count` tokens."""
-        size = size_of(count, options, self.chunks)
-        return self._made.get((count, size)) or self.make(count, size)
+        around = options.get(AROUND, (0, 0))
+        inner = count - sum(around)
+        size = size_of(inner, options, self.chunks)
+        return self._made.get((inner, size, around)) or self.make(inner, size, around)
 
-    def make(self, count: int, size: Size) -> tuple[Tensor | None, Tensor | None]:
-        """Kept for `of`."""
+    def make(self, count: int, size: Size, around: tuple[int, int] = (0, 0)) -> tuple[Tensor | None, Tensor | None]:
+        """Kept for `of`. around: tokens before and behind the `count`."""
         share, cover = (self._of_rows(of, count, size) for of in (self._share, self._cover))
+        share, cover = (None if one is None else with_around(one, around) for one in (share, cover))
+        key, count = (count, size, around), count + sum(around)
         bias = None
         if share is not None:
             bias = torch.where(share.sum(-1, keepdim=True) > 0, share.log(), 0).repeat_interleave(self.tokens, -1)
             bias = bias.expand(self.chunks.rows, count, -1).reshape(self.rows, 1, -1, bias.shape[-1]).to(self.dtype)
         cover = None if cover is None else cover.to(self.dtype)
-        self._made[count, size] = bias, cover
+        self._made[key] = bias, cover
         return bias, cover
 
     def _of_rows(self, of: Callable[[Showing, int, Size], Tensor | None], count: int, size: Size) -> Tensor | None:
@@ -166,6 +169,10 @@ def lay_out_joined(application: Application, chunks: Chunks, device: torch.devic
         for pictures in [(picture,) for picture in acting] if joined.apart else [acting] if acting else []:
             k, v = (_pictures(part, pictures, application.tokens) for part in whole)
             values = {weight for picture in pictures for weight in weights[picture]}
+            if len(values) > 1 and application.timed is not None:  # the picture's own tokens are in the attention: what comes out is scaled
+                each = torch.tensor(weights[pictures[0]], device=device, dtype=dtype).repeat_interleave(chunks.rows // len(sides))
+                made.append(Part(k, v, each.view(-1, 1, 1), regions_of(layer.t, layer.level, pictures), pictures))
+                continue
             if len(values) > 1:
                 scale = torch.tensor([weights[picture] for picture in pictures], device=device, dtype=dtype)
                 v = v * scale.repeat_interleave(application.tokens, 0).T[:, None, :, None]

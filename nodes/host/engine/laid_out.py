@@ -15,6 +15,7 @@ from ....ipadapter_core.adapter.masks import Area, mask_to_tokens, take, token_s
 from .chunks import Chunks, tell_once
 
 Size = tuple[int, int]
+AROUND = "ipadapter_around"  # in a transformer block's options: how many tokens stand before and behind the picture's
 
 
 class Attended(NamedTuple):
@@ -55,7 +56,7 @@ class LaidOut(ABC):
     def add(
         self, out: Tensor, q: Tensor, attend: Callable[..., Tensor], layer: Layer, options: Mapping[str, Any], strength: float
     ) -> Tensor:
-        """`out` [b, n, c] of a layer plus the image attention of q [b, n, c], `strength` times its weight.
+        """`out` [b, n, c] of a layer plus the image attention of q [b, n, c] or [b, h, n, d], `strength` times its weight.
 
         attend(q, k, v, mask=None): the attention of [r, h, n, d] each, mask [r, 1, n, tokens] added to what goes into the softmax.
         """
@@ -82,22 +83,24 @@ class Masks:
     ):
         self.mask, self.weights, self.chunks, self.device, self.dtype = mask, weights, chunks, device, dtype
         self.mode = "bicubic" if cubic else "bilinear"
-        self._made: dict[tuple[int | None, int, Size], Tensor] = {}
+        self._made: dict[tuple, Tensor] = {}
 
     def of(self, t: int, count: int, options: Mapping[str, Any]) -> Tensor:
         """For a layer of `count` tokens; core says the size of each layer's input."""
         if self.mask is None:
             return self.weights[t]
-        size = size_of(count, options, self.chunks)
-        made = self._made.get((t if t in self.weights else None, count, size))
-        return self.make(t, count, size, lambda area: self.grid(count, size, area)) if made is None else made
+        around = options.get(AROUND, (0, 0))
+        inner = count - sum(around)
+        size = size_of(inner, options, self.chunks)
+        made = self._made.get((t if t in self.weights else None, inner, size, around))
+        return self.make(t, inner, size, lambda area: self.grid(inner, size, area), around) if made is None else made
 
-    def make(self, t: int, count: int, size: Size, grid: Any) -> Tensor:
-        """Kept for `of`; grid(area) gives the mask on the grid of `size`, [n, count, 1]."""
+    def make(self, t: int, count: int, size: Size, grid: Any, around: tuple[int, int] = (0, 0)) -> Tensor:
+        """Kept for `of`; grid(area) gives the mask on the grid of `size`, [n, count, 1]. around: tokens before and behind those."""
         weight = self.weights.get(t)
-        key = (None if weight is None else t, count, size)
+        key = (None if weight is None else t, count, size, around)
         if key not in self._made:
-            mask = self.rows(grid)
+            mask = with_around(self.rows(grid), around)
             self._made[key] = mask if weight is None else weight * mask
         return self._made[key]
 
@@ -115,6 +118,15 @@ class Masks:
             return torch.cat([each[area].expand(self.chunks.rows // len(areas), -1, -1) for area in areas])
         (one,) = each.values()
         return one if len(one) == 1 else one.repeat(len(self.chunks.negative), 1, 1)
+
+
+def with_around(grid: Tensor, around: tuple[int, int]) -> Tensor:
+    """[n, count, c] with tokens before and behind the picture's, which get its mean: a text has no place in it, and takes its share."""
+    if around == (0, 0):
+        return grid
+    mean = grid.mean(1, keepdim=True)
+    before, behind = around
+    return torch.cat([mean.expand(-1, before, -1), grid, mean.expand(-1, behind, -1)], 1)
 
 
 def size_of(count: int, options: Mapping[str, Any], chunks: Chunks) -> Size:

@@ -32,12 +32,15 @@ class Plan:
 
     sigma: None if nobody asks. layouts: layer number -> the patch there, and each of its applications as it acts in this call,
     None for one that does not. Keyed by number, since a key that is new at every apply would make torch.compile start anew.
-    watching: what is told of each application in each layer, with the text attention's output.
+    watching: what is told of each application in each layer, with the text attention's output. size: (height, width) of the latents;
+    text: tokens of the text in front of the picture's, on a transformer.
     """
 
     sigma: float | None = None
     layouts: dict[int, tuple[LayerPatch, tuple[Acting | None, ...]]] = field(default_factory=dict)
     watching: tuple[Callable[..., None], ...] = ()
+    size: tuple[int, int] = (0, 0)
+    text: int = 0
 
 
 @dataclass(eq=False)
@@ -101,10 +104,10 @@ class LayerPatch:
         return [*previous, *(application.patcher for application in self.applications)]
 
     def copy(self) -> LayerPatch:
-        return LayerPatch(self.layer, self.previous, self.applications, list(self.joined))
+        return type(self)(self.layer, self.previous, self.applications, list(self.joined))
 
     def __deepcopy__(self, memo: dict) -> LayerPatch:
-        return LayerPatch(self.layer, copy.deepcopy(self.previous, memo), self.applications, list(self.joined))
+        return type(self)(self.layer, copy.deepcopy(self.previous, memo), self.applications, list(self.joined))
 
 
 def _unplanned(application: Application, q: Tensor, options: dict[str, Any]) -> Acting | None:
@@ -126,8 +129,9 @@ def current_sigma(options: Mapping[str, Any]) -> float:
 
 
 def layer_patches(options: Mapping[str, Any]) -> dict[Any, LayerPatch]:
-    """Our patches in transformer_options, by their attn2 key."""
-    patches = options.get("patches_replace", {}).get("attn2", {})
+    """Our patches in transformer_options, by their key: of a UNet's attn2, or of a transformer's block."""
+    replaced = options.get("patches_replace", {})
+    patches = {**replaced.get("attn2", {}), **replaced.get("dit", {})}
     return {key: patch for key, patch in patches.items() if isinstance(patch, LayerPatch)}
 
 

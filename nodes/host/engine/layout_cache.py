@@ -48,6 +48,10 @@ class LayoutCache:
         with self._lock:
             return self._grids.get_or_make(key, make, lambda grid: grid.nbytes)
 
+    def beside(self) -> LayoutCache:
+        """An empty one that shares the masks on the grids."""
+        return LayoutCache(_grids=self._grids)
+
     def _forget(self) -> None:
         """The least recently used beyond the bounds; two stay for each device, since cond and uncond may run apart."""
         few = 2 * len({key.device for key in self._layouts})

@@ -1,4 +1,4 @@
-"""What ComfyUI's model is: its base, its cross-attentions, its compute dtype."""
+"""What a UNet of ComfyUI's is: its base, its cross-attentions; and any model's compute dtype."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from ....ipadapter_core.adapter.layers import layers
 from ....ipadapter_core.errors import IPAdapterError
 
+EXIST = "IP-Adapters exist for SD1.5, SDXL, Kolors, Flux.1 and SD3.5 Large: connect one of those."
 _BASE_OF_CONTEXT = {768: "SD1.5", 1024: "SD2", 1280: "the SDXL refiner", 2048: "SDXL"}
 
 
@@ -50,16 +51,12 @@ def cross_attentions(model: Any) -> list[CrossAttention]:
     return found
 
 
-def base_of(model: Any) -> str:
-    """ "SD1.5" or "SDXL" of a ModelPatcher. Raises IPAdapterError that names any other model."""
-    found = cross_attentions(model)
-    name = type(model.model).__name__
-    if not found:
-        raise IPAdapterError(f"The connected model is {name}, which is not an SD1.5 or SDXL UNet: IP-Adapters for it are not supported.")
+def unet_base(found: list[CrossAttention]) -> str:
+    """ "SD1.5" or "SDXL" by a UNet's cross-attentions. Raises IPAdapterError that names any other UNet."""
     base = _BASE_OF_CONTEXT.get(found[0].context, f"a UNet with {found[0].context} wide text")
     count = len(layers(base)) if base in ("SD1.5", "SDXL") else None
     if count is None:
-        raise IPAdapterError(f"The connected model is {base}. IP-Adapters exist for SD1.5 and SDXL only: connect one of those.")
+        raise IPAdapterError(f"The connected model is {base}. {EXIST}")
     if len(found) != count:
         raise IPAdapterError(
             f"The connected model has {len(found)} cross-attentions where {base} has {count} (a distilled one such as SSD-1B?). "

@@ -22,6 +22,7 @@ from .application import Application
 from .chunks import SAMPLED, Chunks, tell_once
 from .laid_out import grid_of
 from .layer_patch import Acting
+from .unet import cross_attentions
 
 WATCH = "ipadapter_watch"  # the Records of a watched model in transformer_options, a tuple
 KEPT = 4  # samplings: a first pass and what comes after it
@@ -212,7 +213,12 @@ class Record:
 
 
 def watched(model: Any, record: Record) -> Any:
-    """A clone of a ModelPatcher that fills the record whenever it samples."""
+    """A clone of a ModelPatcher that fills the record whenever it samples. Raises IPAdapterError for a model that is no UNet."""
+    if not cross_attentions(model):
+        raise IPAdapterError(
+            "Attention maps are made of the cross-attentions of SD1.5, SDXL and Kolors, and the connected model is "
+            f"{type(model.model).__name__}: take Watch Image Prompt out of this workflow."
+        )
     work = model.clone()
     options = work.model_options["transformer_options"]
     options[WATCH] = (*options.get(WATCH, ()), record)

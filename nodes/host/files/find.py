@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 FOLDER = "ipadapter"
 _LISTED = 12
 _REMEMBERED = 512
-_AUTO = ("plus", "kolors-plus", "standard", "full-face")  # families, the preferred one first
+_AUTO = ("plus", "kolors-plus", "flux-instantx", "sd3-instantx", "standard", "flux-xlabs", "full-face")  # families, the preferred one first
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def best_adapter(bases: Sequence[str]) -> str:
             rank = (_lacks_encoder(info.encoder), info.face, bases.index(info.base), special, order, _preference((name, path)))
             found.append((rank, path))
     if not found:
-        rows = [row for row in published.ADAPTERS if row.base == bases[0] and row.family in _AUTO[:2] and row.variant == "plain"]
+        rows = [row for row in published.ADAPTERS if row.base == bases[0] and row.family in _AUTO[:4] and row.variant == "plain"]
         raise _missing(f"No adapter for {bases[0]} models", FOLDER, rows, [])
     return min(found)[1]
 
@@ -215,6 +215,12 @@ def find_encoder(encoder: Encoder) -> str:
         log.info("image encoder %s: %s", encoder.name, name)
         return path
     raise _no_encoder(encoder, notes)
+
+
+def siglip_files() -> list[str]:
+    """Paths of the clip_vision files that hold SigLIP-so400m."""
+    found = ((path, _look(path).tower) for _, path in sorted(_files("clip_vision"), key=_preference))
+    return [path for path, tower in found if tower is not None and tower.name == "SigLIP-so400m"]
 
 
 def _no_encoder(encoder: Encoder, notes: list[str]) -> IPAdapterError:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ....ipadapter_core.adapter.attention import KV, build_layers, project_kv
+from ....ipadapter_core.adapter.attention import KV, build_layers, modulated, project_kv, rms_norm
 from ....ipadapter_core.adapter.projection import build_projection
 from ....ipadapter_core.errors import IPAdapterError
 from ....ipadapter_core.files.checkpoint import Checkpoint, from_state_dicts, read_checkpoint, read_shapes
@@ -28,6 +28,7 @@ from ..files.find import identify_file
 Pairs = list[tuple[Tensor, Tensor]]  # tokens [r, t, d] of the negative and the positive side
 _AT_ONCE = 32  # pictures projected at a time: an animation has one for each frame
 _FLAGS = {"faceid-plus-v2": ("faceidplusv2",), "portrait-unnorm": ("portraitunnorm",)}  # other packs ask whether they are there
+_KEY_NORMS = {"flux-instantx": lambda number, k: rms_norm(k, 1e-5)}  # family -> norm of each head's K; V has none
 _LARGEST = 1e6  # far beyond what an encoder, a recogniser or a projection, which ends in a layer norm, gives
 _KV_CACHE: ByteCache[tuple[KV, KVPatcher]] = ByteCache(512 << 20)
 _TOKENS: ByteCache[Pairs] = ByteCache(256 << 20)  # about 3 % of their K and V: kept where those are too large
@@ -147,14 +148,46 @@ class Adapter(Mapping):
         def make() -> tuple[KV, KVPatcher]:
             modules = {n: (self.module.ip_adapter[str(n)]["to_k_ip"], self.module.ip_adapter[str(n)]["to_v_ip"]) for n in numbers}
             made = tokens()
-            kv = self._run(lambda device: project_kv(modules, made, heads, dtype))
+            norm = _KEY_NORMS.get(self.info.family)
+            kv = self._run(lambda device: project_kv(modules, made, heads, dtype, norm))
             if not _largest(kv.rows) <= _LARGEST:
-                exact = self._run(lambda device: project_kv(modules, made, heads, torch.float32))
+                exact = self._run(lambda device: project_kv(modules, made, heads, torch.float32, norm))
                 raise self._too_large(dtype if _largest(exact.rows) <= _LARGEST else None)
             patcher = kv_patcher(kv.rows.cpu())
             return KV(patcher.held.rows, kv.slots), patcher
 
         return _KV_CACHE.get_or_make((self.number, dtype, tuple(numbers), key), make, lambda made: made[0].rows.nbytes)
+
+    def kv_at(
+        self,
+        timestep: float,
+        features: Callable[[Callable[..., Tensor]], Tensor],
+        heads: Mapping[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> KV:
+        """K and V at a timestep (0 to 1000), on `device`, for a family whose tokens depend on it.
+
+        features(project) gives tokens [r, t, d] by project(features [n, ...]) -> [n, t, d].
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            time = self.module.image_proj.time(torch.tensor([timestep], device=device))
+            tokens = features(lambda part: self.module.image_proj(part.to(device, torch.float32), time))
+            layers = {n: self.module.ip_adapter[str(n)] for n in heads}
+            given = {n: modulated(tokens, layer["norm_ip"]["linear"], time) for n, layer in layers.items()}
+
+            def norm(number: int, k: Tensor) -> Tensor:
+                return rms_norm(k, 1e-6) * layers[number]["norm_ip_k"]["weight"].to(k)
+
+            kv = project_kv({n: (layer["to_k_ip"], layer["to_v_ip"]) for n, layer in layers.items()}, given, heads, dtype, norm)
+        if not _largest(kv.rows) <= _LARGEST:
+            raise self._too_large(None if dtype == torch.float32 else dtype)
+        return kv
+
+    def own_norms(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """Block -> weights of the RMS norms of the picture's own queries and keys."""
+        layers = self.module.ip_adapter.items()
+        return {int(n): (layer["norm_q"]["weight"].detach().float(), layer["norm_k"]["weight"].detach().float()) for n, layer in layers}
 
     def _too_large(self, dtype: torch.dtype | None) -> IPAdapterError:
         """What to say of K and V that are not numbers: in `dtype` alone, or (None) in any."""

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from ....ipadapter_core.errors import IPAdapterError
-from ..engine.unet import base_of
+from ..engine.base import base_of
 from ..files.find import adapter_path, best_adapter, identify_file, short_labels
 from .pipeline import described, is_kolors, with_file
 
@@ -19,7 +19,8 @@ def load_fitting(model: Any, adapter: str, lora_strength: float, provider: str) 
     Raises IPAdapterError for a file that is for other models.
     """
     base = base_of(model)
-    bases = (base,) if base != "SDXL" else ("Kolors", "SDXL") if is_kolors(model) else ("SDXL", "Kolors")
+    several = {"SDXL": ("Kolors", "SDXL") if is_kolors(model) else ("SDXL", "Kolors"), "Chroma": ("Flux",)}
+    bases = several.get(base, (base,))
     path = best_adapter(bases) if adapter == AUTO else adapter_path(adapter)
     info = identify_file(path)
     if info.supported and info.base not in bases:

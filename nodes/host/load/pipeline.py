@@ -12,7 +12,7 @@ from ....ipadapter_core.adapter.lora import lora_layers
 from ....ipadapter_core.errors import IPAdapterError
 from ....ipadapter_core.files.checkpoint import read_checkpoint
 from ....ipadapter_core.files.published import PRESETS
-from ..engine.unet import base_of
+from ..engine.base import base_of
 from ..faces.recogniser import load_insightface, models_for
 from ..files.find import find_adapter, find_encoder, find_lora
 from .adapter import Adapter, load_adapter
@@ -38,7 +38,7 @@ def unified(model: Any, preset: str, lora_strength: float, provider: str) -> tup
     """(model, pipeline) for a preset of one of the unified loaders. Raises IPAdapterError for a preset that is none."""
     if preset not in PRESETS:
         raise IPAdapterError(f"There is no preset '{preset}'. The presets are: {', '.join(PRESETS)}.")
-    base = base_of(model)
+    base = base_of(model).replace("Chroma", "Flux")
     if is_kolors(model) and "Kolors" in PRESETS[preset]:
         base = "Kolors"
     return with_file(model, find_adapter(preset, base), base, lora_strength, provider)

@@ -13,10 +13,10 @@ from ....ipadapter_core.adapter.layers import layers
 from ....ipadapter_core.errors import IPAdapterError
 from ....ipadapter_core.look.plot import Panel, Series
 from ..engine.application import Application
+from ..engine.base import base_of
 from ..engine.layer_patch import applications
-from ..engine.unet import base_of
 
-_BLOCKS = {"input": "in", "middle": "mid", "output": "out"}
+_BLOCKS = {"input": "in", "middle": "mid", "output": "out", "double": "double", "single": "single"}
 Signed = dict[int, tuple[float, ...]]  # t -> a weight for each frame (one for all), below 0 where it pushes away
 
 
@@ -40,7 +40,7 @@ def panels(model: Any, steps: int, scheduler: str) -> list[Panel]:
     names = [f"{place}: {os.path.splitext(application.name)[0]}" for place, application in enumerate(applied, 1)]
     signed = [_signed(application) for application in applied]
     frames = max(len(weight) for weights in signed for weight in weights.values())
-    places = sorted({(layer.t, f"{_BLOCKS[layer.name]} {layer.id}") for layer in layers(base)})
+    places = sorted({(layer.t, f"{_BLOCKS[layer.name]} {layer.id}") for layer in layers("Flux" if base == "Chroma" else base)})
     sampling = model.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, steps)[:-1].tolist()
 

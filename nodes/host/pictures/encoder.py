@@ -11,14 +11,16 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ....ipadapter_core.adapter.pooling import pooled
 from ....ipadapter_core.errors import IPAdapterError
-from ....ipadapter_core.files.encoders import HIDDEN, PROJECTED, Encoder, name_of
+from ....ipadapter_core.files.encoders import HIDDEN, POOLED, PROJECTED, Encoder, name_of
 from ....ipadapter_core.pictures.fit import FITS, boxes_of, fit, interpolate_positions, per_picture, pool
 from ....ipadapter_core.pictures.images import rgb
 from ....ipadapter_core.pictures.preprocess import CLIP_MEAN, SIZE, around_middle, clip_pixels
 from ....ipadapter_core.pictures.tiles import join_tiled, merge_tile_features, split_tiles
 from ....ipadapter_core.values import check_choice, check_whole
 from ..cache import ByteCache, digest, digests, number_of
+from .pooling import pooling_head
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +36,12 @@ def widths(clip_vision: Any) -> dict[str, int]:
     if vision is not None:
         found[HIDDEN] = vision.embeddings.patch_embedding.weight.shape[0]
         found[PROJECTED] = getattr(projection, "out_features", found[HIDDEN])
+        found[POOLED] = found[HIDDEN]
     return found
 
 
 def wrong_encoder(needed: Encoder, width: int, adapter_name: str) -> IPAdapterError:
-    name = name_of(needed.feature, width) or "another model"
+    name = name_of(needed.feature, width) or name_of(HIDDEN, width) or "another model"
     return IPAdapterError(
         f"{adapter_name} needs the image encoder {needed.name} ({needed.width} wide), "
         f"the connected image encoder is {name} ({width} wide). "
@@ -131,6 +134,8 @@ def encode_fitted(
 
 
 def _run(clip_vision: Any, images: Tensor, feature: str, mask: Tensor | None, size: int) -> Tensor:
+    if feature == POOLED:  # ComfyUI's image_embeds of SigLIP are the normed tokens of its last layer
+        return pooled(pooling_head(clip_vision), _run(clip_vision, images, PROJECTED, mask, size))
     own_size = size == getattr(clip_vision, "image_size", 0)
     if mask is None and own_size:
         return clip_vision.encode_image(around_middle(images, size) if size else images)[feature]
