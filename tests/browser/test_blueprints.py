@@ -36,7 +36,7 @@ NODES = {  # blueprint -> (an example that it is put into, in place of the pack'
         "ImagePrompt": {**PROMPT, **FACES, "reference": ("ImagePromptFaceReference", 0), "weight": 0.8},
     }),
 }  # fmt: skip
-ADAPTERS = adapter_nodes() - {"IPAdapterExamplePicture"}
+ADAPTERS = adapter_nodes() - {"IPAdapterExamplePicture"} | {"CLIPVisionLoader"}  # what a blueprint stands for
 EMPTY_SPOT = """async () => {
     window.app.canvas.ds.offset = [9000, 9000]
     window.app.canvas.setDirty(true, true)

@@ -28,6 +28,10 @@ UNREADABLE = """() => {
     weights.widgets.find(widget => widget.name === 'weights').value = 'one, two'
     weights.connect(0, plot, 0)
 }"""
+NO_TEXTS = """() => {
+    for (const widget of window.app.graph.nodes[0].widgets ?? []) if (typeof widget.value === 'string') widget.value = ''
+    window.app.canvas.setDirty(true, true)
+}"""
 SENTENCE = "weights cannot be read: 'one, two'. Write numbers with commas between, such as 1.0, 0.5."
 SLIDERS = """() => Object.fromEntries(window.app.graph.nodes[0].widgets.filter(widget => widget.type === 'slider')
     .map(widget => [widget.name, widget.label?.startsWith('(') ? null : widget.value]))"""
@@ -48,8 +52,8 @@ TEXTS = (
     "1/8: 0.5", "linear, down 1/1: 0", '{"up": {"block_1": [0.0, 1.0, 0.0]}}', "weak input, middle: 0.5",
 )  # fmt: skip
 NAMES = """const node = window.app.graph.nodes[0], shown = slot => slot.label || slot.localized_name || slot.name
-    const folded = widget => widget.hidden || widget.advanced || widget.options.advanced
-    const widgets = (node.widgets ?? []).filter(widget => !folded(widget)).map(widget => widget.label || widget.name)
+    const unnamed = widget => widget.hidden || widget.advanced || widget.options.advanced || widget.type === 'img'
+    const widgets = (node.widgets ?? []).filter(widget => !unnamed(widget)).map(widget => widget.label || widget.name)
     const slots = [...node.inputs.filter(input => !input.widget), ...node.outputs].map(shown)
     const names = [...(widgets.length ? [node.title] : []), ...widgets, ...slots]"""
 CUT_ON_CANVAS = f"""() => {{
@@ -204,11 +208,12 @@ def test_unified_loaders_show_which_files_they_took(rig, any_editor):
 def test_no_label_is_cut(any_editor):
     """Of nodes as wide as the editor makes them: each title, input, output and widget has its whole name.
 
-    But for titles of nodes without widgets: the canvas makes no room for these, whoever's node it is.
+    But for titles of nodes without widgets, and names beside long values: the canvas makes no room for these, whoever's node it is.
     """
     page, cut = any_editor.page, CUT_ON_PAGE if any_editor.nodes_2 else CUT_ON_CANVAS
     for node in sorted(adapter_nodes()):
         page.evaluate(ALONE, node)
+        page.evaluate(NO_TEXTS)
         try:
             page.wait_for_function(f"({cut})().length === 0", timeout=5_000)  # drawn a moment later
         except TimeoutError:

@@ -75,7 +75,7 @@ def test_sdxls_first_level_has_no_mask(pack, comfy, small):
     model = small.apply(lab.unet("sdxl"), ipadapter=adapter, attn_mask=torch.ones(1, 9, 9))
     lab.sample(model, "sdxl", steps=1)
     (layout,) = application(model).layouts._layouts.values()
-    assert {size for _, _, size in layout.masks._made} == {(4, 4), (2, 2)}
+    assert {size for _, _, size, *_ in layout.masks._made} == {(4, 4), (2, 2)}
 
 
 @pytest.mark.parametrize(
