@@ -52,7 +52,7 @@ TEXTS = (
     "1/8: 0.5", "linear, down 1/1: 0", '{"up": {"block_1": [0.0, 1.0, 0.0]}}', "weak input, middle: 0.5",
 )  # fmt: skip
 NAMES = """const node = window.app.graph.nodes[0], shown = slot => slot.label || slot.localized_name || slot.name
-    const unnamed = widget => widget.hidden || widget.advanced || widget.options.advanced || widget.type === 'img'
+    const unnamed = widget => widget.hidden || widget.advanced || widget.options.advanced || widget.element
     const widgets = (node.widgets ?? []).filter(widget => !unnamed(widget)).map(widget => widget.label || widget.name)
     const slots = [...node.inputs.filter(input => !input.widget), ...node.outputs].map(shown)
     const names = [...(widgets.length ? [node.title] : []), ...widgets, ...slots]"""
@@ -208,7 +208,8 @@ def test_unified_loaders_show_which_files_they_took(rig, any_editor):
 def test_no_label_is_cut(any_editor):
     """Of nodes as wide as the editor makes them: each title, input, output and widget has its whole name.
 
-    But for titles of nodes without widgets, and names beside long values: the canvas makes no room for these, whoever's node it is.
+    But for titles of nodes without widgets, and names beside long values: the canvas makes no room for these, whoever's node it is. Texts
+    of several lines and pictures are parts of the page and have no names.
     """
     page, cut = any_editor.page, CUT_ON_PAGE if any_editor.nodes_2 else CUT_ON_CANVAS
     for node in sorted(adapter_nodes()):
