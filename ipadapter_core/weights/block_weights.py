@@ -42,16 +42,22 @@ def block_shares(base: str, given: Any) -> dict[int, float]:
     blocks = layers(base)
     shares = {block.t: _PRESETS[preset](block.t, len(blocks), block.name) for block in blocks}
     for part in parts:
-        name, colon, number = part.rpartition(":")
-        try:
-            share = float(number) if colon else None
-        except ValueError:
-            share = None
-        if share is None:
-            raise IPAdapterError(f"The layers have a part that cannot be read: '{brief(part)}'. {_HOW}")
-        check_number(share, f"The number of '{brief(name.strip())}'")
+        name, share = named_number(part, _HOW)
         shares |= dict.fromkeys(_named(base, name), share)
     return {t: share for t, share in shares.items() if share}
+
+
+def named_number(part: str, how: str) -> tuple[str, float]:
+    """The name and the number of "name: number". Raises IPAdapterError, with `how` to write them, where they cannot be read."""
+    name, colon, number = part.rpartition(":")
+    try:
+        found = float(number) if colon else None
+    except ValueError:
+        found = None
+    if found is None:
+        raise IPAdapterError(f"The layers have a part that cannot be read: '{brief(part)}'. {how}")
+    check_number(found, f"The number of '{brief(name.strip())}'")
+    return name, found
 
 
 def _named(base: str, name: str) -> list[int]:

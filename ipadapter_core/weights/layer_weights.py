@@ -14,7 +14,7 @@ from typing import Any
 from ..adapter.layers import WEIGHT_TYPES, Layer, is_transformer, layer_weights, layers
 from ..errors import IPAdapterError
 from ..values import brief, check_number
-from .block_weights import block_shares
+from .block_weights import block_shares, named_number
 
 GROUPS = {"everything": "linear", "style": "style transfer", "layout": "composition"}  # name -> weight type
 PRESETS = (*GROUPS, *(kind for kind in WEIGHT_TYPES if "precise" not in kind))
@@ -50,14 +50,7 @@ def shares_of(base: str, given: Any) -> Shares:
     preset = parts.pop(0) if parts and ":" not in parts[0] else "everything"
     shares = _preset(base, preset)
     for part in parts:
-        name, colon, number = part.rpartition(":")
-        try:
-            weight = float(number) if colon else None
-        except ValueError:
-            weight = None
-        if weight is None:
-            raise IPAdapterError(f"The layers have a part that cannot be read: '{brief(part)}'. {_HOW}")
-        check_number(weight, f"The number of '{brief(name.strip())}'")
+        name, weight = named_number(part, _HOW)
         shares |= {t: weight * share for t, share in _named(base, name).items()}
     return shares
 

@@ -1,7 +1,6 @@
 """Masks, batches, references, other patches, dtypes and caches on Flux and SD3.5, by properties that hold whatever the weights."""
 
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +11,7 @@ from support.whole_transformer import comfyui_noise, error
 
 @pytest.fixture(scope="module")
 def host(pack):
-    from ipadapter_pack.nodes.host.apply import project
-    from ipadapter_pack.nodes.host.load import adapter
-
-    return SimpleNamespace(as_adapter=adapter.as_adapter, apply=project.apply_features, Settings=project.Settings)
+    return whole.parts()
 
 
 @pytest.fixture
@@ -32,19 +28,7 @@ def models(comfy):
 
 @pytest.fixture(scope="module")
 def apply(host, models):
-    """apply(family, model=None, positive=None, negative=None, state=None, **settings) -> a patched model."""
-    adapters = {}
-
-    def run(family, model=None, positive=None, negative=None, state=None, **settings):
-        arch, make = whole.ADAPTERS[family]
-        if state is None:
-            state = adapters.setdefault(family, make())
-        positive = whole.features(family) if positive is None else positive
-        negative = torch.zeros_like(positive[:1]) if negative is None else negative
-        model = models[arch].model if model is None else model
-        return host.apply(model, host.as_adapter(state), (positive,), (negative,), host.Settings(**settings))
-
-    return run
+    return whole.applying(host, models)
 
 
 FAMILIES = pytest.mark.parametrize("family", whole.ADAPTERS)

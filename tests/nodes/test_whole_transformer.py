@@ -1,6 +1,5 @@
 """Whole Flux and SD3.5 transformers: diffusers' with its own IP-Adapter against ComfyUI's of the same weights with this pack's."""
 
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +13,7 @@ RELATIVE = 1e-4  # of what the adapter changes; float32 through 57 or 38 blocks 
 
 @pytest.fixture(scope="module")
 def host(pack):
-    from ipadapter_pack.nodes.host.apply import project
-    from ipadapter_pack.nodes.host.load import adapter
-
-    return SimpleNamespace(as_adapter=adapter.as_adapter, apply=project.apply_features, Settings=project.Settings)
+    return whole.parts()
 
 
 @pytest.fixture(scope="module")
@@ -27,19 +23,7 @@ def models(comfy):
 
 @pytest.fixture(scope="module")
 def apply(host, models):
-    """apply(family, model=None, positive=None, negative=None, state=None, **settings) -> a patched model."""
-    adapters = {}
-
-    def run(family, model=None, positive=None, negative=None, state=None, **settings):
-        arch, make = whole.ADAPTERS[family]
-        if state is None:
-            state = adapters.setdefault(family, make())
-        positive = whole.features(family) if positive is None else positive
-        negative = torch.zeros_like(positive[:1]) if negative is None else negative
-        model = models[arch].model if model is None else model
-        return host.apply(model, host.as_adapter(state), (positive,), (negative,), host.Settings(**settings))
-
-    return run
+    return whole.applying(host, models)
 
 
 @pytest.mark.parametrize("arch", ["flux", "sd3"])
@@ -86,7 +70,7 @@ class InstantX:
     def __init__(self, to_k, to_v, tokens, scale):
         self.k, self.v, self.scale = tokens @ to_k.T, tokens @ to_v.T, scale
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None, **_):
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, *, image_rotary_emb, **_):
         from diffusers.models.embeddings import apply_rotary_emb
 
         def heads(x):

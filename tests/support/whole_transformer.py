@@ -1,6 +1,7 @@
 """Flux and SD3.5 in two implementations, diffusers' and ComfyUI's, narrow but with all of their blocks, and what each predicts."""
 
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -215,3 +216,27 @@ def features(family, count=1, tag="a") -> torch.Tensor:
 def error(got, want, without) -> float:
     """Beside the size of what the adapter changes."""
     return float((got - want).norm() / (want - without).norm())
+
+
+def parts() -> SimpleNamespace:
+    """Of the pack: what makes an adapter of a state dict, and what applies features."""
+    from ipadapter_pack.nodes.host.apply import project
+    from ipadapter_pack.nodes.host.load import adapter
+
+    return SimpleNamespace(as_adapter=adapter.as_adapter, apply=project.apply_features, Settings=project.Settings)
+
+
+def applying(host: SimpleNamespace, models: dict[str, Any]) -> Any:
+    """apply(family, model=None, positive=None, negative=None, state=None, **settings) -> a patched model."""
+    adapters: dict[str, Any] = {}
+
+    def run(family, model=None, positive=None, negative=None, state=None, **settings):
+        arch, make = ADAPTERS[family]
+        if state is None:
+            state = adapters.setdefault(family, make())
+        positive = features(family) if positive is None else positive
+        negative = torch.zeros_like(positive[:1]) if negative is None else negative
+        model = models[arch].model if model is None else model
+        return host.apply(model, host.as_adapter(state), (positive,), (negative,), host.Settings(**settings))
+
+    return run
