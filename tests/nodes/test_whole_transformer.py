@@ -70,9 +70,10 @@ class InstantX:
     def __init__(self, to_k, to_v, tokens, scale):
         self.k, self.v, self.scale = tokens @ to_k.T, tokens @ to_v.T, scale
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, *, image_rotary_emb, **_):
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None, **_):
         from diffusers.models.embeddings import apply_rotary_emb
 
+        assert image_rotary_emb is not None
         def heads(x):
             return x.unflatten(-1, (attn.heads, -1))
 
