@@ -13,9 +13,8 @@ from ..ipadapter_core.weights.curves import curve_of
 from . import inputs as i
 from .host.apply.apply_inputs import check_mask
 from .host.apply.references import METHODS, Manner, apply_references
-from .host.pictures.preview import looked_at, shown
+from .host.pictures.preview import MOST_SHOWN, looked_at, shown
 
-MOST_SHOWN = 4  # pictures of a batch
 EVEN = {"points": [[0.0, 1.0], [1.0, 1.0]], "interpolation": "linear"}
 REFERENCE_OUT = "The reference, behind those of 'more': connect it to an Image Prompt, or to 'more' of the next reference."
 REGION = ("MASK", {"tooltip": "Where in the result this reference acts: white fully, black not at all. Without it, everywhere."})

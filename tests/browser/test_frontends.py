@@ -218,10 +218,14 @@ def test_references_show_what_the_encoder_sees(rig, any_editor):
         any_editor.page.wait_for_function(shown, arg=node, timeout=120_000)
 
 
-def test_unified_loaders_show_which_files_they_took(rig, any_editor):
+def test_loaders_show_which_files_they_took_and_apply_nodes_what_was_seen(rig, any_editor):
     run_in(rig, any_editor, "24")
     told = any_editor.page.locator(".lg-node, .dom-widget").get_by_text("image encoder: CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")
     told.first.wait_for(timeout=120_000)
+    shown = f"id => ({ON_PAGE if any_editor.nodes_2 else ON_CANVAS})(id) === 224"
+    for node in json.loads(example("24").read_text())["nodes"]:
+        if node["type"] == "IPAdapterAdvanced":
+            any_editor.page.wait_for_function(shown, arg=node["id"], timeout=60_000)
 
 
 def test_no_label_is_cut(any_editor):
