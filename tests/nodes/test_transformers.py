@@ -9,26 +9,11 @@ from support import whole_transformer as whole
 from support.whole_transformer import comfyui_noise, error
 
 
-@pytest.fixture(scope="module")
-def host(pack):
-    return whole.parts()
-
-
 @pytest.fixture
 def user_error(host):
     from ipadapter_pack.ipadapter_core.errors import IPAdapterError
 
     return IPAdapterError
-
-
-@pytest.fixture(scope="module")
-def models(comfy):
-    return {arch: whole.Transformer(arch) for arch in ("flux", "sd3")}
-
-
-@pytest.fixture(scope="module")
-def apply(host, models):
-    return whole.applying(host, models)
 
 
 FAMILIES = pytest.mark.parametrize("family", whole.ADAPTERS)

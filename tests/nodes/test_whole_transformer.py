@@ -11,21 +11,6 @@ from support.whole_transformer import comfyui_noise, diffusers_noise, error
 RELATIVE = 1e-4  # of what the adapter changes; float32 through 57 or 38 blocks in two implementations
 
 
-@pytest.fixture(scope="module")
-def host(pack):
-    return whole.parts()
-
-
-@pytest.fixture(scope="module")
-def models(comfy):
-    return {arch: whole.Transformer(arch) for arch in ("flux", "sd3")}
-
-
-@pytest.fixture(scope="module")
-def apply(host, models):
-    return whole.applying(host, models)
-
-
 @pytest.mark.parametrize("arch", ["flux", "sd3"])
 def test_the_two_transformers_are_the_same_without_an_adapter(models, arch):
     one = models[arch]
