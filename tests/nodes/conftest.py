@@ -13,9 +13,16 @@ def host(pack) -> SimpleNamespace:
     return whole.parts()
 
 
+class Models(dict[str, whole.Transformer]):
+    """Made when they are asked for."""
+
+    def __missing__(self, arch: str) -> whole.Transformer:
+        return self.setdefault(arch, whole.Transformer(arch))
+
+
 @pytest.fixture(scope="module")
-def models(comfy) -> dict[str, whole.Transformer]:
-    return {arch: whole.Transformer(arch) for arch in ("flux", "sd3")}
+def models(comfy) -> Models:
+    return Models()
 
 
 @pytest.fixture(scope="module")
