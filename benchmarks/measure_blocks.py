@@ -18,7 +18,7 @@ WEIGHT, OTHERS = 0.8, (0.7, 0.6, 0.5)
 
 @dataclass(frozen=True)
 class Kind:
-    """blocks: patched ones of each stream; width, heads, tokens, context: of the published sizes, tokens those of one picture."""
+    """blocks: patched ones of each stream; width, heads, tokens, context: the published sizes, of one picture's tokens the latter two."""
 
     name: str
     family: str
@@ -27,12 +27,13 @@ class Kind:
     width: int
     heads: int
     tokens: int
+    context: int
 
 
 KINDS = {
-    "flux": Kind("Flux, XLabs v2", "flux-xlabs", partial(whole.xlabs, 16), {"double": 19}, 3072, 24, 16),
-    "flux-instantx": Kind("Flux, InstantX", "flux-instantx", whole.instantx, {"double": 19, "single": 38}, 3072, 24, 128),
-    "sd35": Kind("SD3.5 Large, InstantX", "sd3-instantx", whole.sd3, {"double": 38}, 2432, 38, 64),
+    "flux": Kind("Flux, XLabs v2", "flux-xlabs", partial(whole.xlabs, 16), {"double": 19}, 3072, 24, 16, 4096),
+    "flux-instantx": Kind("Flux, InstantX", "flux-instantx", whole.instantx, {"double": 19, "single": 38}, 3072, 24, 128, 4096),
+    "sd35": Kind("SD3.5 Large, InstantX", "sd3-instantx", whole.sd3, {"double": 38}, 2432, 38, 64, 2432),
 }
 
 
@@ -103,7 +104,7 @@ class Wide:
         layer = Layer(0, stream, 0, 0, 0, 1, 1)
         slot = Slot(0, kind.heads, kind.tokens, kind.width // kind.heads)
         kv = KV(_noise(2, 2 * slot.size), {0: slot})
-        self.held = kv.rows.nbytes * sum(kind.blocks.values())
+        self.held, self.kind = kv.rows.nbytes * sum(kind.blocks.values()), kind
         block = (_joint if sd35 else _double if stream == "double" else _single)(kind)
         norms = torch.ones(slot.dim), torch.ones(slot.dim)
         clock = timed.Timed(lambda timestep, device: kv, {0: norms}, self, (), kv.rows.nbytes) if sd35 else None
@@ -134,7 +135,17 @@ class Wide:
         (without, _), (took, ratio) = medians(calls, repetitions)
         added = operations(calls[1]).total() - operations(calls[0]).total()
         plain, more = (flops(call) for call in calls)
-        return {"without": without, "with": took, "ratio": ratio, "operations": added, "flops": (more - plain) / plain, "held": self.held}
+        figures = {"without": without, "with": took, "ratio": ratio, "operations": added, "flops": (more - plain) / plain}
+        return {**figures, "held": self.held, "projected": self.projecting()}
+
+    def projecting(self) -> float:
+        from ipadapter_pack.ipadapter_core.adapter.attention import project_kv
+
+        kind = self.kind
+        layer = tuple(torch.nn.Linear(kind.context, kind.width, dtype=torch.bfloat16) for _ in "kv")
+        tokens = _noise(2, kind.tokens, kind.context)
+        with torch.inference_mode():
+            return seconds(lambda: project_kv({0: layer}, {0: tokens}, {0: kind.heads}, torch.bfloat16))
 
 
 def _noise(*shape: int) -> torch.Tensor:
