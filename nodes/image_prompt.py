@@ -13,9 +13,9 @@ from ..ipadapter_core.weights.curves import curve_of
 from . import inputs as i
 from .host.apply.apply_inputs import check_mask
 from .host.apply.references import METHODS, Manner, apply_references
-from .host.pictures.preview import looked_at, shown
+from .host.pictures.preview import MOST_SHOWN, looked_at, shown
 
-MOST_SHOWN = 4  # pictures of a batch
+EVEN = {"points": [[0.0, 1.0], [1.0, 1.0]], "interpolation": "linear"}
 REFERENCE_OUT = "The reference, behind those of 'more': connect it to an Image Prompt, or to 'more' of the next reference."
 REGION = ("MASK", {"tooltip": "Where in the result this reference acts: white fully, black not at all. Without it, everywhere."})
 MORE = ("REFERENCE", {"tooltip": "References that come before this one, from another reference node: any number can be chained."})
@@ -40,8 +40,8 @@ class ImagePromptReference:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         image = "The reference picture, of any shape. A batch counts as one reference for each of its pictures."
         role = (
-            "What is taken from the picture: 'everything'; its 'style', colours and light; its 'layout', what stands where; or "
-            "'negative', what the result should move away from."
+            "What is taken from the picture: 'everything'; its 'style', colours and light; its 'layout', what stands where (these two not "
+            "on Flux and SD3.5); or 'negative', what the result should move away from."
         )
         mask = "Which part of this picture counts: white fully, black not at all. Without it, all that the encoder is shown."
         return {
@@ -107,10 +107,14 @@ class ImagePrompt:
             "between. 0:1, 0.4:0.6, 1:0 fades out. Empty: even."
         )
         layers = (
-            "How the weight is spread over the UNet: a preset such as everything, style or layout, then changes such as up 1: 0.5, "
-            "middle: 0 or 1/4: 1.2. The scale dictionaries of diffusers are read as they are."
+            "How the weight is spread over the layers: a preset such as everything, first half or ramp up, then changes. On UNets also "
+            "style or layout, with changes such as up 1: 0.5, middle: 0 or 1/4: 1.2, or a scale dictionary of diffusers; on Flux and SD3.5 "
+            "changes such as double 0-5: 0.5."
         )
-        curve = "A curve in place of weight_over_steps: from a Curve Editor, or a list of weights spread evenly over the sampling."
+        curve = (
+            "A curve in place of weight_over_steps: drawn here in newer editors, from a Curve Editor, or a list of weights spread evenly "
+            "over the sampling. At 1 throughout it leaves the weight to weight_over_steps."
+        )
         return {
             "required": {
                 "model": i.MODEL,
@@ -125,7 +129,8 @@ class ImagePrompt:
                 "layers": ("STRING", {"default": "everything", "tooltip": layers}),
                 "start_at": (i.START_AT[0], {**i.START_AT[1], "advanced": True}),
                 "end_at": (i.END_AT[0], {**i.END_AT[1], "advanced": True}),
-                "curve": ("CURVE,FLOAT", {"forceInput": True, "tooltip": curve}),
+                # newer editors draw it, older ones make it a socket
+                "curve": ("CURVE,FLOAT", {"widgetType": "CURVE", "default": EVEN, "advanced": True, "tooltip": curve}),
                 "clip_vision": i.CLIP_VISION,
             },
         }
@@ -148,7 +153,8 @@ class ImagePrompt:
         check_number(weight, "weight")
         check_choice(join, "way to join references", JOINS)
         check_choice(method, "method", METHODS)
-        over_steps = curve_of(weight_over_steps if curve is None else curve)
+        drawn = curve_of(curve)
+        over_steps = curve_of(weight_over_steps) if drawn is None or drawn.even else drawn
         manner = Manner(float(weight), join, method, layers, start_at, end_at, over_steps)
         return (apply_references(model, ipadapter, check_references(reference, "reference"), manner, clip_vision),)
 

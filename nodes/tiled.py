@@ -70,7 +70,7 @@ class IPAdapterTiled:
                 clip_vision=clip_vision,
                 encode_batch_size=encode_batch_size,
             )
-            model, _ = apply_inputs(model, ipadapter, inputs, self.per_latent)
+            model, _ = apply_inputs(model, ipadapter, inputs, self.per_latent, show=False)
         return model, tiles.flatten(0, 1), masks.flatten(0, 1)
 
 

@@ -24,6 +24,11 @@ class Curve:
     points: Points
     between: Callable[[float], float]
 
+    @property
+    def even(self) -> bool:
+        """1 throughout, which changes nothing."""
+        return all(y == 1 for _, y in self.points)
+
     def at(self, x: float) -> float:
         (first, low), (last, high) = self.points[0], self.points[-1]
         return low if x <= first else high if x >= last else self.between(x)

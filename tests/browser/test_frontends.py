@@ -36,6 +36,11 @@ SENTENCE = "weights cannot be read: 'one, two'. Write numbers with commas betwee
 SLIDERS = """() => Object.fromEntries(window.app.graph.nodes[0].widgets.filter(widget => widget.type === 'slider')
     .map(widget => [widget.name, widget.label?.startsWith('(') ? null : widget.value]))"""
 LAYERS = "window.app.graph.nodes[0].widgets.find(widget => widget.name === 'layers').value"
+CURVE = """value => {
+    const widget = window.app.graph.nodes[0].widgets.find(widget => widget.name === 'curve')
+    if (value) widget.value = value
+    return widget?.value ?? null
+}"""
 WRITE = """text => {
     const widget = window.app.graph.nodes[0].widgets.find(widget => widget.name === 'layers')
     widget.value = text
@@ -125,6 +130,20 @@ def test_an_error_is_told_in_its_sentence(any_editor):
     page.keyboard.press("Escape")  # the dialog of the installed one
 
 
+def test_a_curve_is_drawn_where_the_editor_can(any_editor, request):
+    page, newest = any_editor.page, request.node.callspec.params["any_editor"] != "installed"
+    page.evaluate(ALONE, "ImagePrompt")
+    page.wait_for_function(f"Object.keys(({SLIDERS})()).length === 7")
+    assert page.evaluate(CURVE, None) == ({"points": [[0, 1], [1, 1]], "interpolation": "linear"} if newest else None)
+    assert page.evaluate("window.app.graph.nodes[0].inputs.find(input => input.name === 'curve').type") == "CURVE,FLOAT"
+    if newest:
+        drawn = {"points": [[0, 1], [0.4, 0.2], [1, 0]], "interpolation": "linear"}
+        page.evaluate(CURVE, drawn)
+        (prompt,) = any_editor.prompt().values()
+        assert prompt["inputs"]["curve"]["__value__"] == drawn
+        assert any_editor.saved()["nodes"][0]["widgets_values"][7] == drawn
+
+
 def test_a_slider_writes_the_text_and_the_text_moves_the_sliders(any_editor):
     page = any_editor.page
     page.evaluate(ALONE, "ImagePrompt")
@@ -136,7 +155,7 @@ def test_a_slider_writes_the_text_and_the_text_moves_the_sliders(any_editor):
     (prompt,) = any_editor.prompt().values()
     assert prompt["inputs"]["layers"] == f"everything, up 1/4: {stands:g}" and "up 1/4" not in prompt["inputs"]
     saved = any_editor.saved()
-    assert len(saved["nodes"][0]["widgets_values"]) == 7 and saved["nodes"][0]["widgets_values"][4] == page.evaluate(LAYERS)
+    assert len(saved["nodes"][0]["widgets_values"]) >= 7 and saved["nodes"][0]["widgets_values"][4] == page.evaluate(LAYERS)
     if any_editor.nodes_2:
         page.locator("[data-node-id]").get_by_role("textbox", name="layers").fill("layout, up: 0.5, middle: 0")
     else:
@@ -199,10 +218,14 @@ def test_references_show_what_the_encoder_sees(rig, any_editor):
         any_editor.page.wait_for_function(shown, arg=node, timeout=120_000)
 
 
-def test_unified_loaders_show_which_files_they_took(rig, any_editor):
+def test_loaders_show_which_files_they_took_and_apply_nodes_what_was_seen(rig, any_editor):
     run_in(rig, any_editor, "24")
     told = any_editor.page.locator(".lg-node, .dom-widget").get_by_text("image encoder: CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors")
     told.first.wait_for(timeout=120_000)
+    shown = f"id => ({ON_PAGE if any_editor.nodes_2 else ON_CANVAS})(id) === 224"
+    for node in json.loads(example("24").read_text())["nodes"]:
+        if node["type"] == "IPAdapterAdvanced":
+            any_editor.page.wait_for_function(shown, arg=node["id"], timeout=60_000)
 
 
 def test_no_label_is_cut(any_editor):

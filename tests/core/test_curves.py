@@ -52,6 +52,11 @@ def test_numbers_are_spread_evenly():
     assert [curve_of(value).at(0.3) for value in (0.7, [0.7], np.array([0.7]), "0.5:0.7")] == [0.7] * 4
 
 
+def test_even_is_1_throughout():
+    assert curve_of([1.0, 1.0, 1.0]).even and curve_of({"points": [[0, 1], [1, 1]]}).even
+    assert not curve_of([1.0, 0.99]).even and not curve_of(0.7).even
+
+
 def test_cores_object_evaluates_itself():
     curve = curve_of(CurveInput())
     assert [curve.at(x) for x in (0, 0.5, 1)] == [0.5, 0.625, 1.0]

@@ -19,11 +19,26 @@ def small(pack, comfy):
 
 
 @pytest.fixture(scope="module")
-def prompt(small):
+def prompted(small):
     picture = dict(image=lab.images(1), weight=1.0, role="everything", fit="center crop", tiles=2)
     (reference,) = lab.call(small.pack["ImagePromptReference"], **picture)
     given = dict(weight=0.8, join="side by side", method="as IPAdapter Plus", ipadapter=small.adapter, clip_vision=small.encoder)
-    return lab.call(small.pack["ImagePrompt"], model=small.unet, reference=reference, weight_over_steps=CURVE, **given)[0]
+    return lambda **curves: lab.call(small.pack["ImagePrompt"], model=small.unet, reference=reference, **given, **curves)[0]
+
+
+@pytest.fixture(scope="module")
+def prompt(prompted):
+    return prompted(weight_over_steps=CURVE)
+
+
+def test_a_curve_stands_in_for_the_text_and_an_even_one_does_not(prompted, prompt):
+    text, even, drawn = (restarted(model) for model in (
+        prompt,
+        prompted(weight_over_steps=CURVE, curve={"points": [[0, 1], [1, 1]], "interpolation": "linear"}),
+        prompted(weight_over_steps=CURVE, curve={"points": [[0, 1], [1, 0]], "interpolation": "linear"}),
+    ))  # fmt: skip
+    assert torch.equal(text, even) and not torch.equal(text, drawn)
+    assert torch.equal(drawn, restarted(prompted(weight_over_steps="0:1, 1:0")))
 
 
 def restart(model, x, sigmas, extra_args, callback=None, disable=None):

@@ -11,6 +11,7 @@ from ....ipadapter_core.errors import IPAdapterError
 from ....ipadapter_core.pictures.face_embeds import FaceEmbeds, check_faces
 from ....ipadapter_core.pictures.images import rgb
 from ..load.adapter import Adapter, as_adapter, from_pipeline
+from ..pictures.preview import seen
 from .apply_inputs import ApplyInputs, regions_of, settings_of, styled
 from .face_features import from_embeds
 from .features import Features, face_options, face_side, features_of, negative_side
@@ -18,17 +19,20 @@ from .project import apply_features, check_model
 from .settings import Settings
 
 
-def apply_inputs(model: Any, ipadapter: Any, inputs: ApplyInputs, per_latent: bool = False) -> tuple[Any, Tensor | None]:
-    """(patched clone of the model, the picture of the face or the reference)."""
+def apply_inputs(model: Any, ipadapter: Any, inputs: ApplyInputs, per_latent: bool = False, show: bool = True) -> tuple[Any, Tensor | None]:
+    """(patched clone of the model, the picture of the face or the reference); `show`: the node shows what was seen of the pictures."""
     adapter = as_adapter(ipadapter)
     check_model(model, adapter)
     clip_vision = inputs.clip_vision or from_pipeline(ipadapter, "clipvision")
     insightface = inputs.insightface or from_pipeline(ipadapter, "insightface")
     inputs = replace(inputs, clip_vision=clip_vision, insightface=insightface)
     regions = [inputs] if inputs.ipadapter_params is None else regions_of(inputs)
-    picture = None
+    picture, pictures = None, []
     for region in regions:
         model, picture = _apply_one(model, adapter, styled(region), per_latent)
+        pictures.append(picture)
+    if show:
+        seen(pictures)
     return (model if regions else model.clone()), picture
 
 
