@@ -24,7 +24,7 @@ from .fit import fit
 from .pictures import to_unit
 from .scenes import Scene, caption
 
-STEPS, BATCH, RATE = 4000, 128, 1e-3
+STEPS, BATCH, RATE = 3000, 128, 1e-3
 WIDTH = 64
 TOKENS = 16  # of plus; a full caption of one thing is 13 to 16 with its beginning and end
 
