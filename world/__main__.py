@@ -11,13 +11,14 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from . import adapters, autoencoder, layout, outlined, reader, text, unet, vision
+from . import adapters, autoencoder, layout, outlined, reader, text, unet, vision, warm
 from .pictures import draw_many, pool, to_unit
 
 REPO = Path(__file__).resolve().parents[1]
@@ -76,13 +77,19 @@ class World:
         model, vae = self.checkpoint(scenes, pictures)
         encoder = self.timed("image encoder", lambda: vision.train(scenes, pictures, WORK, self.steps(vision.STEPS)))
         self.save(model, vae, encoder)
-        for family in adapters.FAMILIES:
-            steps = self.steps(adapters.STEPS)
-            file = self.timed(family, lambda: adapters.train(WORK / "base", WORK / "encoder", WORK, family, steps))  # noqa: B023
-            (MODELS / "ipadapter").mkdir(exist_ok=True)
-            shutil.copy(file, MODELS / "ipadapter" / f"tiny-world_{family}.safetensors")
+        self.adapters(scenes, pictures, encoder)
         self.fine_tuned(scenes)
         (MODELS / "figures.json").write_text(json.dumps(self.figures, indent=1) + "\n")
+
+    def adapters(self, scenes: Any, pictures: torch.Tensor, encoder: Any) -> None:
+        tokens, checkpoint = text.tokenizer(self.tokenizer), MODELS / "checkpoints" / "tiny-world.safetensors"
+        model = layout.load_checkpoint(checkpoint, tokens)[0]
+        begun = self.timed("where plus begins", lambda: warm.train(model, tokens, encoder, scenes, pictures, WORK, self.steps(warm.STEPS)))
+        for family, (count, _) in adapters.FAMILIES.items():
+            start = begun if family == "plus" else None
+            train = partial(adapters.train, WORK / "base", WORK / "encoder", WORK, family, self.steps(count), start)
+            (MODELS / "ipadapter").mkdir(exist_ok=True)
+            shutil.copy(self.timed(family, train), MODELS / "ipadapter" / f"tiny-world_{family}.safetensors")
 
     def fine_tuned(self, scenes: Any) -> None:
         """A checkpoint in WORK, too large to be committed, and a LoRA beside the models."""

@@ -24,6 +24,7 @@ HEADS = 4
 BATCH, STEPS, RATE = 32, 7000, 8e-4
 TEXT_STEPS = 1000  # after these the text encoder stays as it is, which saves a quarter of the time
 NO_TEXT = 0.1
+PAIRS = 0.4  # of a batch: what stands on the right of two is learned last
 GAMMA = 5.0  # of min-SNR weighting (arXiv 2303.09556)
 SCHEDULE: dict[str, Any] = dict(
     num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="epsilon",
@@ -51,14 +52,18 @@ def scheduler() -> Any:
     return DDPMScheduler(**kept)
 
 
+def drawn(rows: Tensor, count: int, g: torch.Generator) -> Tensor:
+    """`count` of `rows`, with repetition."""
+    return rows[torch.randint(len(rows), (count,), generator=g)]
+
+
 class Loss:
     """Noise prediction with min-SNR weights; which picture, noise, time and caption is drawn depends on the step alone."""
 
-    def __init__(
-        self, model: Model, tokens: CLIPTokenizer, scenes: list[Scene], latents: Tensor, seed: str, text_steps: int = TEXT_STEPS
-    ):
+    def __init__(self, model: Model, tokens: CLIPTokenizer, scenes: list[Scene], latents: Tensor, seed: str, text_steps: int = TEXT_STEPS):
         self.text_steps = text_steps
         self.model, self.tokens, self.scenes, self.latents, self.seed = model, tokens, scenes, latents, seed
+        self.singles, self.pairs = (torch.tensor([i for i, one in enumerate(scenes) if len(one.things) == n]) for n in (1, 2))
         self.schedule = scheduler()
         alphas = self.schedule.alphas_cumprod
         snr = alphas / (1 - alphas)
@@ -66,7 +71,8 @@ class Loss:
 
     def __call__(self, step: int) -> Tensor:
         g, rng = generator(self.seed, step), random.Random(f"{self.seed} {step}")
-        rows = torch.randint(len(self.scenes), (BATCH,), generator=g)
+        pairs = round(PAIRS * BATCH)
+        rows = torch.cat([drawn(self.singles, BATCH - pairs, g), drawn(self.pairs, pairs, g)])[torch.randperm(BATCH, generator=g)]
         captions = ["" if rng.random() < NO_TEXT else caption(self.scenes[row], random_said(rng)) for row in rows.tolist()]
         with torch.set_grad_enabled(step < self.text_steps):
             states = self.model.text(text.ids(self.tokens, captions)).last_hidden_state
