@@ -51,6 +51,6 @@ def test_rarely_used_inputs_are_folded_away_and_nothing_needed_is(pack):
         (node, name) for node, cls in pack.items() for group in cls.INPUT_TYPES().values() for name, value in group.items()
         if isinstance(value, tuple) and len(value) > 1 and value[1].get("advanced")
     }  # fmt: skip
-    assert {name for _, name in folded} == {"encode_batch_size", "provider", "size", "start_at", "end_at"}
+    assert {name for _, name in folded} == {"encode_batch_size", "provider", "size", "start_at", "end_at", "curve"}
     assert {node for node, name in folded if name.endswith("_at")} == {"ImagePrompt"}, "there the curve says it"
     assert ("IPAdapterInsightFaceLoader", "provider") not in folded
