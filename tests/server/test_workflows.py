@@ -21,8 +21,8 @@ def pixels(picture: bytes) -> np.ndarray:
 
 
 def quick(prompt):
-    """The prompt with fewer steps; the first example is run with all of them in the browser."""
-    return with_values(prompt, {"steps": 3}, {"KSampler"})
+    """The prompt with fewer steps, and for the transformers a small picture; the first example is run in full in the browser."""
+    return with_values(with_values(prompt, {"steps": 3}, {"KSampler"}), {"width": 128, "height": 128}, {"EmptySD3LatentImage"})
 
 
 def with_values(prompt, values, kinds):

@@ -149,12 +149,12 @@ def xlabs(tokens=4, features=FEATURES) -> dict[str, dict[str, torch.Tensor]]:
     return {"image_proj": proj, "ip_adapter": layers}
 
 
-def instantx(tokens=8) -> dict[str, dict[str, torch.Tensor]]:
+def instantx(tokens=8, features=FEATURES) -> dict[str, dict[str, torch.Tensor]]:
     """A file of InstantX's layout for Flux."""
     proj: dict[str, torch.Tensor] = {}
     layers: dict[str, torch.Tensor] = {}
-    synth.linear(proj, "proj.0", 2 * FEATURES, FEATURES)
-    synth.linear(proj, "proj.2", tokens * TEXT["flux"], 2 * FEATURES)
+    synth.linear(proj, "proj.0", 2 * features, features)
+    synth.linear(proj, "proj.2", tokens * TEXT["flux"], 2 * features)
     synth.norm(proj, "norm", TEXT["flux"])
     for i in range(57):
         for part in "kv":
