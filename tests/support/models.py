@@ -62,9 +62,9 @@ ATTENTIONS = {  # (diffusers' names of a UNet's transformers, their depth), in t
 def fill(module: torch.nn.Module, seed: int) -> None:
     """Random weights that keep activations near unit size: matrices by their fan-in, norms one, biases zero."""
     generator = torch.Generator().manual_seed(seed)
-    for name, p in module.named_parameters():
+    for name, p in synth.weights(module):
         if p.dim() > 1:
-            scale = 1.0 if "embedding" in name else p[0].numel() ** -0.5
+            scale = 1.0 if "embedding" in name or name == "pos_embed" else p[0].numel() ** -0.5
             p.data = torch.randn(p.shape, generator=generator).mul_(scale).to(p.dtype)
         elif name.endswith(("weight", "scale")):
             p.data.fill_(1.0)
