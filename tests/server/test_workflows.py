@@ -66,6 +66,27 @@ def test_the_adapter_changes_the_picture(path, rig, prompts):
         assert np.abs(one - other).mean() > 2  # of 255; rounding alone stays below 1
 
 
+@pytest.mark.parametrize(
+    ("number", "loader", "inputs"),
+    [
+        ("34", "IPAdapterUnifiedLoader", {"preset": "STANDARD (medium strength)"}),
+        ("36", "ImagePromptLoader", {"adapter": "auto", "lora_strength": 0.0, "provider": "CPU"}),
+    ],
+)
+def test_loaders_find_what_a_transformer_needs(number, loader, inputs, rig):
+    """The picture is the one that comes of the files named one by one."""
+    prompt = quick(rig.prompt(example(number)))
+    (apply,) = (key for key, node in prompt.items() if node["class_type"] == "IPAdapterAdvanced")
+    given = {name: value for name, value in prompt[apply]["inputs"].items() if name != "clip_vision"}
+    found = {
+        **prompt,
+        "loader": {"class_type": loader, "inputs": {"model": given["model"], **inputs}},
+        apply: {**prompt[apply], "inputs": {**given, "model": ["loader", 0], "ipadapter": ["loader", 1]}},
+    }
+    one, other = (pixels(rig.server.run(each)[0]) for each in (prompt, found))
+    assert one.std() > 5 and (one == other).all()
+
+
 def test_the_same_seed_gives_the_same_picture_again(rig):
     """Sampled three times on cached loaders: seed 1, seed 2, seed 1 again; nothing piles up on the cached model."""
     prompt = rig.prompt(SIMPLE)
