@@ -56,6 +56,26 @@ def test_sd3_predicts_as_diffusers(apply, models):
         assert error(got, want, plain) < RELATIVE
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_sd3_where_the_models_own_norms_are_next_to_nothing(host, dtype):
+    """What a norm has put out cannot be had back by dividing; in float16 not even where it is small."""
+    reference = whole.reference("sd3")
+    small = torch.tensor([0.0, -1e-30, 1e-6, 1e-3]).repeat(16)
+    with torch.no_grad():
+        reference.transformer_blocks[3].attn.norm_q.weight.copy_(small)
+        reference.transformer_blocks[30].attn.norm_k.weight.copy_(small)
+    model, call, images = whole.comfyui("sd3", reference, dtype), whole.given("sd3"), whole.features("sd3-instantx")
+    plain = diffusers_noise(reference, "sd3", call)
+    rounding = (comfyui_noise(model, "sd3", call) - plain).norm()
+    patched = host.apply(model, host.as_adapter(whole.sd3()), (images,), (torch.zeros_like(images),), host.Settings(weight=0.7))
+    got = comfyui_noise(patched, "sd3", call)
+    reference._load_ip_adapter_weights(whole.sd3(), low_cpu_mem_usage=False)
+    for processor in reference.attn_processors.values():
+        processor.scale = 0.7
+    want = diffusers_noise(reference, "sd3", call, images)
+    assert (got - want).norm() < 2 * rounding + (RELATIVE if dtype == torch.float32 else 0.02) * (want - plain).norm()
+
+
 class InstantX:
     """The published equations on diffusers' attention: q normed and before RoPE, K under an RMS norm without weights, V as it is."""
 

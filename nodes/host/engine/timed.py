@@ -23,11 +23,13 @@ class Norms(NamedTuple):
     """What turns the model's own RMS norms of queries and keys into the adapter's, on the picture's keys alone:
 
     q' [k', k_ip]^T = q [k a b, k_ip a]^T,  a and b [d] the adapter's weights over the model's, of queries and of keys.
-    own: block -> a b in the model's dtype; prompt: block -> a; state: of the model's weights, and where these lie.
+    own: block -> a b in the model's dtype; prompt: block -> a; state: of the model's weights, and where these lie. raw: block -> its part
+    for the picture, where a weight of the model's is too near 0 to divide by: q and k are then taken under norms without weights.
     """
 
     own: Mapping[int, Tensor]
     prompt: Mapping[int, Tensor]
+    raw: Mapping[int, Any]
     state: tuple
     device: torch.device
 
@@ -93,16 +95,21 @@ class Timed:
         state = tuple(_state(norm.weight) for number in self.norms for norm in _own(blocks[number]))
         placed = self._placed.get((device, dtype))
         if placed is None or placed.state != state:
-            own, prompt = {}, {}
-            for number, norms in self.norms.items():
-                a, b = (theirs.to(device) / _weight(norm, theirs, device) for norm, theirs in zip(_own(blocks[number]), norms, strict=True))
+            own, prompt, raw = {}, {}, {}
+            for number, theirs in self.norms.items():
+                a, b = (weight.to(device) for weight in theirs)
+                of_q, of_k = (_weight(norm, a, device) for norm in _own(blocks[number]))
+                if torch.stack([of_q, of_k]).abs().min() < 2 * torch.finfo(dtype).tiny ** 0.5:  # a b has to be in its range
+                    raw[number] = blocks[number].x_block
+                else:
+                    a, b = a / of_q, b / of_k
                 own[number], prompt[number] = (a * b).to(dtype), a
-            placed = self._placed[device, dtype] = Norms(own, prompt, state, device)
+            placed = self._placed[device, dtype] = Norms(own, prompt, raw, state, device)
         return placed
 
-    def own_on(self, number: int, like: Tensor) -> Tensor:
-        """What the picture's own k [..., d] of a block is multiplied with."""
-        return self._placed[like.device, like.dtype].own[number]
+    def settled(self, like: Tensor) -> Norms:
+        """For the device and dtype of queries and keys."""
+        return self._placed[like.device, like.dtype]
 
 
 def _own(block: Any) -> tuple[Any, Any]:
