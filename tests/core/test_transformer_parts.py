@@ -79,6 +79,7 @@ def test_presets_of_blocks():
     assert set(shares["first half"]) == set(range(29)) and set(shares["second half"]) == set(range(29, 57))
     assert [shares["ramp up"][t] for t in (0, 56)] == [1 / 57, 1.0] and shares["ramp down"][0] == 1.0
     assert set(shares_of("SD3.5", "first half")) == set(range(19))
+    assert all(shares[name] == layer_weights("Flux", name, 1.0) for name in CURVES)
 
 
 def test_blocks_by_name_and_number():
@@ -91,7 +92,9 @@ def test_blocks_by_name_and_number():
     ("Flux", "style", "no preset 'style' for Flux"),
     ("Flux", "double 19: 1", "no block 'double 19' that this adapter acts in: it has double 0 to 18 and single 0 to 37"),
     ("Flux double", "single 0: 1", "it has double 0 to 18"),
-    ("Flux", "up 0: 1", "no blocks named 'up 0'"),
+    ("Flux", "up 0: 1", "no blocks named 'up 0' in Flux: it has double 0 to 18 and single 0 to 37. Down, middle and up"),
+    ("Flux double", "middle: 1", "no blocks named 'middle' in Flux: it has double 0 to 18. Down, middle and up are blocks of UNets"),
+    ("SD3.5", "dubble 3: 1", "no blocks named 'dubble 3' in SD3.5: it has double 0 to 37. Write"),
     ("Flux", "double: x", "cannot be read: 'double: x'"),
     ("SD3.5", {"up": 1.0}, "names a UNet's blocks"),
     ("SD3.5", '{"up": 1.0}', "names a UNet's blocks"),

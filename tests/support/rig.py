@@ -1,5 +1,6 @@
 """A server with the pack and the tiny models: what the tests, the workflow check and the demo all start."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +18,9 @@ from support.server import Server
 SUPPORT = Path(__file__).resolve().parent
 REPO = SUPPORT.parents[1]
 CACHE = REPO / ".cache"
+MAKERS = ("lab.py", "models.py", "onnx_faces.py", "synth.py", "tiny_models_pack/__init__.py", "whole_transformer.py")
+# Named by the code that makes them, so that other code never takes those of before
+RANDOM_MODELS = CACHE / f"models-{hashlib.sha256(b''.join((SUPPORT / name).read_bytes() for name in MAKERS)).hexdigest()[:8]}"
 PACK = "ipadapter-image-prompts"
 SAVERS = {".ipadpt": "18", ".safetensors": "13"}  # the example whose node writes such files
 
@@ -55,7 +59,7 @@ class Rig:
     ):
         self.comfy, self.base, self.python, self.real = comfy, base, python, real and models is not None
         base.mkdir(parents=True, exist_ok=True)
-        self.models = models or CACHE / "models"
+        self.models = models or RANDOM_MODELS
         self.models.mkdir(parents=True, exist_ok=True)
         packs = {PACK: REPO} if self.real else {PACK: REPO, "tiny_models_pack": SUPPORT / "tiny_models_pack"}
         packs |= {name: SUPPORT / name for name in extra}

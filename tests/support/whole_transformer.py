@@ -43,10 +43,10 @@ def reference(arch) -> Any:
     return model.eval()
 
 
-def comfyui(arch, model=None, dtype=torch.float32) -> Any:
+def comfyui(arch, model=None, dtype=torch.float32, stored=None) -> Any:
     """A ModelPatcher over ComfyUI's transformer with the weights of diffusers' one, brought over by ComfyUI's own table of keys.
 
-    Without one its weights are noise, for what is counted alone.
+    Without one its weights are noise, for what is counted alone. stored: the weights' dtype where it is not that of the calculation.
     """
     import comfy.model_detection
     import comfy.supported_models
@@ -65,12 +65,12 @@ def comfyui(arch, model=None, dtype=torch.float32) -> Any:
             num_patches=32 * 32, pos_embed_max_size=32, qk_norm="rms", pos_embed_scaling_factor=None,
         )  # fmt: skip
     kind = comfy.supported_models.Flux if arch == "flux" else comfy.supported_models.SD3
-    config = kind({**conf, "dtype": dtype})
-    config.set_inference_dtype(dtype, None)
+    config = kind({**conf, "dtype": stored or dtype})
+    config.set_inference_dtype(stored or dtype, dtype if stored else None)
     built = config.get_model({}, "", device=None)
     if model is None:
         synth.fill(built.diffusion_model, f"whole {arch}")
-        return _patcher(built, dtype)
+        return patcher(built, stored or dtype)
     state = comfy.model_detection.convert_diffusers_mmdit({key: value.clone() for key, value in model.state_dict().items()})
     assert state is not None
     if arch == "sd3":  # its table turns scale and shift of the last block, and takes that for block heads - 1, as in the published models
@@ -80,10 +80,10 @@ def comfyui(arch, model=None, dtype=torch.float32) -> Any:
                 halves = state[key].chunk(2)
                 state[key] = torch.cat(halves[::-1])
     built.diffusion_model.load_state_dict(state)
-    return _patcher(built, dtype)
+    return patcher(built, stored or dtype)
 
 
-def _patcher(built, dtype) -> Any:
+def patcher(built, dtype) -> Any:
     import comfy.model_management as mm
     import comfy.model_patcher
 
@@ -115,7 +115,7 @@ def comfyui_noise(model, arch, call, sigma=SIGMA, options=None, **conds) -> torc
     return (x - denoised) / sigma
 
 
-def diffusers_noise(model, arch, call, images=None, sigma=SIGMA) -> torch.Tensor:
+def diffusers_noise(model, arch, call, images=None, sigma=SIGMA, **more) -> torch.Tensor:
     """diffusers' prediction; images: what the adapter's projection takes, for each row."""
     x = call["x"]
     rows, _, height, width = x.shape
@@ -133,6 +133,7 @@ def diffusers_noise(model, arch, call, images=None, sigma=SIGMA) -> torch.Tensor
             img_ids=ids.flatten(0, 1),
             txt_ids=torch.zeros(TOKENS, 3),
             **shared,
+            **more,
         )[0]
     return rearrange(out, "b (h w) (c p q) -> b c (h p) (w q)", h=height // 2, p=2, q=2)
 
@@ -149,12 +150,12 @@ def xlabs(tokens=4, features=FEATURES) -> dict[str, dict[str, torch.Tensor]]:
     return {"image_proj": proj, "ip_adapter": layers}
 
 
-def instantx(tokens=8) -> dict[str, dict[str, torch.Tensor]]:
+def instantx(tokens=8, features=FEATURES) -> dict[str, dict[str, torch.Tensor]]:
     """A file of InstantX's layout for Flux."""
     proj: dict[str, torch.Tensor] = {}
     layers: dict[str, torch.Tensor] = {}
-    synth.linear(proj, "proj.0", 2 * FEATURES, FEATURES)
-    synth.linear(proj, "proj.2", tokens * TEXT["flux"], 2 * FEATURES)
+    synth.linear(proj, "proj.0", 2 * features, features)
+    synth.linear(proj, "proj.2", tokens * TEXT["flux"], 2 * features)
     synth.norm(proj, "norm", TEXT["flux"])
     for i in range(57):
         for part in "kv":
