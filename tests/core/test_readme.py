@@ -14,7 +14,8 @@ from support.rig import examples
 REPO = Path(__file__).resolve().parents[2]
 README = (REPO / "README.md").read_text(encoding="utf-8")
 MODELS = (REPO / "docs" / "models.md").read_text(encoding="utf-8")
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md")), *(REPO / folder / "README.md" for folder in ("training", "workflows", "world"))]
+FOLDERS = ("training", "workflows", "world")  # with a page of their own
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md")), *(REPO / folder / "README.md" for folder in FOLDERS)]
 LEVELS = ("start here", "next", "special")
 FAMILIES = {
     "standard": "standard", "plus": "plus", "full-face": "full face", "faceid": "FaceID", "faceid-plus": "FaceID plus",
