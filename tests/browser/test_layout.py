@@ -103,7 +103,7 @@ def shown(workflow, info):
         if known is None:
             continue
         fed = "IMAGE" in [one[0] for group in ("required", "optional") for one in known["input"].get(group, {}).values()]
-        if kind.startswith("IPA") and fed and "MODEL" in known["output"]:
+        if kind.startswith("IPA") and fed and "MODEL" in known["output"] and kind != "IPAdapterApplyFaceEmbeds":  # which has no picture
             found["seen"].append(str(node["id"]))
         elif kind in TEXTS or kind.startswith(("IPAdapterUnifiedLoader", "ImagePromptLoader")):
             found["texts"].append(str(node["id"]))
