@@ -175,7 +175,7 @@ def shot(editor: Editor, name: str, graph: Graph) -> tuple[Image.Image, dict[str
     page.set_viewport_size({"width": math.ceil(width), "height": math.ceil(height)})
     page.wait_for_timeout(700)  # the canvas and the widgets on it follow
     whole = Image.open(io.BytesIO(page.screenshot()))
-    return whole, {node: whole.crop(tuple(map(round, box))) for node, box in zip(ours, boxes, strict=True)}
+    return whole, {node: whole.crop((left, top, right, bottom)) for node, (left, top, right, bottom) in zip(ours, boxes, strict=True)}
 
 
 def weight_types() -> Image.Image:
