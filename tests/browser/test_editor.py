@@ -36,8 +36,6 @@ def shortened(workflow):
 def test_a_simple_workflow_is_run_from_the_editor_and_shows_its_picture(number, width, rig, editor, tmp_path):
     workflow = json.loads(example(number).read_text())
     workflow = workflow if number == "01" else shortened(workflow)
-    rig.prompt(example(number))
-    editor.refresh()
     assert editor.unknown_types(workflow) == []
     editor.load(workflow)
     assert editor.complaints() == []  # nothing about missing nodes or models
@@ -55,8 +53,6 @@ def test_a_simple_workflow_is_run_from_the_editor_and_shows_its_picture(number, 
 def test_workflow_is_opened_and_saved_without_a_difference(path, rig, editor):
     """No dialog and no alert either; and what the editor would send is what the tests without a browser run."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
-    rig.prompt(path)
-    editor.refresh()
     editor.load(workflow)
     editor.page.wait_for_function(PICTURES_SHOWN)
     assert changes(workflow, editor.saved()) == []

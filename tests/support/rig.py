@@ -79,19 +79,27 @@ class Rig:
         self.provide(prompt)
         return prompt
 
-    def provide(self, *prompts: convert.Prompt) -> None:
-        """Make the random models, stand-in pictures and saved references that the prompts name and that are not there yet."""
+    def provide(self, *prompts: convert.Prompt) -> bool:
+        """Make the random models, stand-in pictures and saved references that the prompts name and that are not there yet.
+
+        Says whether there were any: then an open editor needs a look at the lists of files.
+        """
+        new = False
         for name in sorted({name for prompt in prompts for name in needs.pictures(prompt)}):
             picture = self.base / "input" / name
             if not picture.exists():
                 picture.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(self.comfy / "input" / "example.png", picture)
+                new = True
         missing = {name for prompt in prompts for name in needs.models(prompt) if not (self.models / name).exists()}
         if missing and not self.real:
             make_models(self.python, self.comfy, self.models, sorted(missing))
+            new = True
         for name in sorted({name for prompt in prompts for name in needs.saved(prompt)}):
             if not (self.base / "input" / name).exists():
                 self.save(name)
+                new = True
+        return new
 
     def save(self, name: str) -> None:
         """Put a file of saved embeds or faces into input/: one that the pack's own example has written to output/."""
