@@ -106,20 +106,17 @@ def test_torch_compile(apply, models, family, newer, monkeypatch):
 @FAMILIES
 def test_torch_compile_of_some_blocks(apply, models, family, order):
     """Block by block, as packs for Flux compile it: what is traced once serves every call, whatever the timestep."""
-    arch, sigmas = whole.ADAPTERS[family][0], (0.9, 0.6, 0.3)
+    arch = whole.ADAPTERS[family][0]
     names = ["double_blocks.3", "single_blocks.5"] if arch == "flux" else ["joint_blocks.3"]
     blocks = [f"diffusion_model.{name}" for name in names]
-    call, plain = whole.given(arch), models[arch].model
-    settings = {"mask": MASK, "layer_weights": ON_FEW[family]}
+    call, plain = whole.given(arch), models[arch]
 
-    def noises(model):
-        return [comfyui_noise(model, arch, call, sigma) for sigma in sigmas]
+    def noise(model, sigma):
+        return comfyui_noise(model, arch, call, sigma)
 
-    with whole.left(plain, *FEW[arch]):
-        want, without = noises(apply(family, **settings)), noises(plain)
-        if order == "compiled last":
-            got = noises(compiled(apply(family, **settings), blocks))
-        else:
-            got = noises(apply(family, model=compiled(plain, blocks), **settings))
-    assert all(error(*three) < SAME for three in zip(got, want, without, strict=True))
+    want = [noise(apply(family, mask=MASK), sigma) for sigma in (0.9, 0.6, 0.3)]
+    model = compiled(apply(family, mask=MASK), blocks) if order == "compiled last" else apply(
+        family, model=compiled(plain.model, blocks), mask=MASK)  # fmt: skip
+    got = [noise(model, sigma) for sigma in (0.9, 0.6, 0.3)]
+    assert all(error(one, other, noise(plain.model, sigma)) < SAME for one, other, sigma in zip(got, want, (0.9, 0.6, 0.3), strict=True))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(blocks)
