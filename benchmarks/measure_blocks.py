@@ -18,7 +18,7 @@ WEIGHT, OTHERS = 0.8, (0.7, 0.6, 0.5)
 
 @dataclass(frozen=True)
 class Kind:
-    """blocks: patched ones of each stream; width, heads, tokens, context: the published sizes, of one picture's tokens the latter two."""
+    """blocks: patched ones of each stream; width, heads, tokens (of one picture): the published sizes."""
 
     name: str
     family: str
@@ -27,13 +27,12 @@ class Kind:
     width: int
     heads: int
     tokens: int
-    context: int
 
 
 KINDS = {
-    "flux": Kind("Flux, XLabs v2", "flux-xlabs", partial(whole.xlabs, 16), {"double": 19}, 3072, 24, 16, 4096),
-    "flux-instantx": Kind("Flux, InstantX", "flux-instantx", whole.instantx, {"double": 19, "single": 38}, 3072, 24, 128, 4096),
-    "sd35": Kind("SD3.5 Large, InstantX", "sd3-instantx", whole.sd3, {"double": 38}, 2432, 38, 64, 2432),
+    "flux": Kind("Flux, XLabs v2", "flux-xlabs", partial(whole.xlabs, 16), {"double": 19}, 3072, 24, 16),
+    "flux-instantx": Kind("Flux, InstantX", "flux-instantx", whole.instantx, {"double": 19, "single": 38}, 3072, 24, 128),
+    "sd35": Kind("SD3.5 Large, InstantX", "sd3-instantx", whole.sd3, {"double": 38}, 2432, 38, 64),
 }
 
 
@@ -79,23 +78,29 @@ class Narrow:
         }
 
     def compiling(self) -> dict[str, int]:
+        """Of one block of each stream, patched alone: tracing all of them takes half a minute each time."""
         from comfy_api.torch_helpers import set_torch_compile_wrapper
 
         model = self.model.clone()
         set_torch_compile_wrapper(model, backend="eager")
-        counted = {}
-        for name, given in (("plain", model), ("with", self.apply(model=model))):
-            torch._dynamo.reset()
-            counted[name] = compiled(partial(self.noise, given))
-        again = sum(compiled(partial(self.noise, self.apply(weight, model)))[1] for weight in OTHERS)
+        counted, blocks = {}, "3: 1, 24: 1" if "single" in self.kind.blocks else "3: 1"
+        patched = partial(self.apply, model=model, layer_weights=blocks)
+        with whole.left(self.model, "double_blocks.3", "single_blocks.5", "joint_blocks.3"):
+            for name, given in (("plain", model), ("with", patched())):
+                torch._dynamo.reset()
+                counted[name] = compiled(partial(self.noise, given))
+            again = sum(compiled(partial(self.noise, patched(weight)))[1] for weight in OTHERS)
         torch._dynamo.reset()
         return {"breaks": counted["with"][0] - counted["plain"][0], "again": again}
 
 
 class Wide:
-    """One block of a stream at its published width, in bf16 with random weights, for a picture of `pixels` and both sides."""
+    """One block of a stream at its published width, in fp32 with random weights, for a picture of `pixels` and both sides.
 
-    def __init__(self, kind: Kind, stream: str, pixels: int = 512, text: int = 256):
+    CPUs calculate in fp32 as fast as they can; in bf16 most are slower. held: of K and V in bf16, in all blocks.
+    """
+
+    def __init__(self, kind: Kind, stream: str, pixels: int = 256, text: int = 128):
         from ipadapter_pack.ipadapter_core.adapter.attention import KV, Slot
         from ipadapter_pack.ipadapter_core.adapter.layers import Layer
         from ipadapter_pack.nodes.host.engine import application, chunks, flux, layer_patch, layout, sd3, timed
@@ -104,7 +109,7 @@ class Wide:
         layer = Layer(0, stream, 0, 0, 0, 1, 1)
         slot = Slot(0, kind.heads, kind.tokens, kind.width // kind.heads)
         kv = KV(_noise(2, 2 * slot.size), {0: slot})
-        self.held, self.kind = kv.rows.nbytes * sum(kind.blocks.values()), kind
+        self.held, self.kind = 2 * kv.rows.numel() * sum(kind.blocks.values()), kind
         block = (_joint if sd35 else _double if stream == "double" else _single)(kind)
         norms = torch.ones(slot.dim), torch.ones(slot.dim)
         clock = timed.Timed(lambda timestep, device: kv, {0: norms}, self, (), kv.rows.nbytes) if sd35 else None
@@ -113,10 +118,10 @@ class Wide:
             window=None, mask=None, timed=clock, outside=kind.family == "flux-xlabs",
         )  # fmt: skip
         if clock is not None:
-            clock.settle([block], torch.device("cpu"), torch.bfloat16)
+            clock.settle([block], torch.device("cpu"), torch.float32)
         patch = (sd3.SD3Patch if sd35 else flux.FluxPatch)(layer, None, (applied,))
         call = chunks.chunks_of({"cond_or_uncond": [1, 0]}, 2, (latent, latent))
-        laid_out = layout.layout_of(applied, call, torch.device("cpu"), torch.bfloat16)
+        laid_out = layout.layout_of(applied, call, torch.device("cpu"), torch.float32)
         plan = layer_patch.Plan(layouts={0: (patch, (layer_patch.Acting(laid_out, 1.0),))}, size=(latent, latent), text=text)
         self.arguments = _arguments(kind, stream, text, (latent // 2) ** 2)
         self.options = {layer_patch.PLAN: plan}
@@ -130,26 +135,15 @@ class Wide:
 
     def measure(self, repetitions: int) -> dict[str, float]:
         calls = [partial(self.call, patched) for patched in (False, True)]
-        for call in calls:
-            call()
         (without, _), (took, ratio) = medians(calls, repetitions)
-        added = operations(calls[1]).total() - operations(calls[0]).total()
-        plain, more = (flops(call) for call in calls)
-        figures = {"without": without, "with": took, "ratio": ratio, "operations": added, "flops": (more - plain) / plain}
-        return {**figures, "held": self.held, "projected": self.projecting()}
-
-    def projecting(self) -> float:
-        from ipadapter_pack.ipadapter_core.adapter.attention import project_kv
-
-        kind = self.kind
-        layer = tuple(torch.nn.Linear(kind.context, kind.width, dtype=torch.bfloat16) for _ in "kv")
-        tokens = _noise(2, kind.tokens, kind.context)
-        with torch.inference_mode():
-            return seconds(lambda: project_kv({0: layer}, {0: tokens}, {0: kind.heads}, torch.bfloat16))
+        counted: list[int] = []
+        plain, more = (flops(lambda call=call: counted.append(operations(call).total())) for call in calls)
+        figures = {"without": without, "with": took, "ratio": ratio, "operations": counted[1] - counted[0], "flops": (more - plain) / plain}
+        return {**figures, "held": self.held}
 
 
 def _noise(*shape: int) -> torch.Tensor:
-    return torch.empty(shape, dtype=torch.bfloat16).uniform_(-1, 1)
+    return torch.empty(shape).uniform_(-1, 1)
 
 
 def _filled(block: torch.nn.Module) -> Any:
@@ -162,7 +156,7 @@ def _double(kind: Kind) -> Any:
     import comfy.ops
     from comfy.ldm.flux.layers import DoubleStreamBlock
 
-    made = DoubleStreamBlock(kind.width, kind.heads, 4.0, qkv_bias=True, dtype=torch.bfloat16, operations=comfy.ops.disable_weight_init)
+    made = DoubleStreamBlock(kind.width, kind.heads, 4.0, qkv_bias=True, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
     return _filled(made)
 
 
@@ -170,14 +164,14 @@ def _single(kind: Kind) -> Any:
     import comfy.ops
     from comfy.ldm.flux.layers import SingleStreamBlock
 
-    return _filled(SingleStreamBlock(kind.width, kind.heads, 4.0, dtype=torch.bfloat16, operations=comfy.ops.disable_weight_init))
+    return _filled(SingleStreamBlock(kind.width, kind.heads, 4.0, dtype=torch.float32, operations=comfy.ops.disable_weight_init))
 
 
 def _joint(kind: Kind) -> Any:
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.mmdit import JointBlock
 
-    how = SimpleNamespace(dtype=torch.bfloat16, operations=comfy.ops.disable_weight_init, qk_norm="rms", pre_only=False, qkv_bias=True)
+    how = SimpleNamespace(dtype=torch.float32, operations=comfy.ops.disable_weight_init, qk_norm="rms", pre_only=False, qkv_bias=True)
     block = _filled(JointBlock(kind.width, kind.heads, **vars(how)))
     for part in ("ln_q", "ln_k"):
         getattr(block.x_block.attn, part).weight.data.fill_(1)

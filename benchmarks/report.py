@@ -3,6 +3,7 @@
 from layouts import CALLS, FRAMES, STARTS, STEPS, devices, equal_pictures, windows
 from measure import LAYERS, Bench
 from measure_blocks import Kind, Narrow, Wide
+from measure_published import Published
 from references import costs, curve_graphs
 
 Row = tuple[str, str, str, bool | None]
@@ -89,16 +90,29 @@ def wide_rows(kind: Kind, stream: str, repetitions: int) -> list[Row]:
         (f"{stream} block: time", took, "", None),
         (f"{stream} block: operations added", f"{found['operations']:.0f}", "at most 8", found["operations"] <= 8),
         (f"{stream} block: FLOPs added", f"{found['flops']:+.2%}", "", None),
-        ("K and V of both sides in all blocks", f"{found['held'] / 1e6:.1f} MB", "", None),
-        (f"{stream} block: K and V projected", f"{found['projected']:.2f} s", "", None),
+        ("K and V of both sides in all blocks, bf16", f"{found['held'] / 1e6:.2f} MB", "", None),
+    ]
+
+
+def published_rows(kind: Kind) -> list[Row]:
+    found = Published(kind).measure()
+    share, held = found["second"] / found["first"], f"{found['held'] / 1e6:.2f} MB of the adapter's {found['adapter'] / 1e6:.0f} MB"
+    timed = ", with K and V of one timestep" if kind.family == "sd3-instantx" else ""
+    return [
+        (f"first apply{timed}, without an encoder", f"{found['first']:.2f} s", "", None),
+        ("apply with another weight", f"{found['second']:.4f} s ({share:.2%} of the first)", "under 5 %", share < 0.05),
+        ("apply with another picture", f"{found['picture']:.2f} s", "", None),
+        ("memory taken while it is applied first", f"{found['peak'] / 1e6:.0f} MB", "", None),
+        ("held by the patch", f"{held} ({found['held'] / found['adapter']:.2%})", "", None),
     ]
 
 
 def print_transformer(kind: Kind, full: bool, repetitions: int, markdown: bool) -> None:
     if full:
-        title, found = f"{kind.name}, {kind.width} wide, bf16, one block", []
+        title, found = f"{kind.name}, {kind.width} wide: one block of each stream in fp32, applying in bf16", []
         for stream in kind.blocks:
             found += [row for row in wide_rows(kind, stream, min(repetitions, 15)) if row not in found]
+        found += published_rows(kind)
     else:
         title, found = f"{kind.name}, narrow, fp32", narrow_rows(Narrow(kind, repetitions))
     print_table(title, ("", "figure", "target", ""), [(what, figure, target, MET[ok]) for what, figure, target, ok in found], markdown)

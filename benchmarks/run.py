@@ -2,7 +2,8 @@
 
 With and without the adapter in one run, on random weights: time, operations, host synchronisations and FLOPs of a model call, graph
 breaks, bytes held and seconds for applying. Seconds are CPU time. Tiny models (UNets of 32 channels, narrow transformers, fp32) take ten
-minutes on an idle core; --full adds the published sizes in bf16: time, FLOPs, bytes and applying (10 GB), of transformers one block alone.
+minutes on an idle core; --full adds the published sizes in bf16: time, FLOPs, bytes and applying (10 GB), for transformers with the
+calls of one block of each stream, in fp32.
 """
 
 import argparse

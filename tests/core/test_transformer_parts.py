@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ipadapter_core.adapter import projection
 from ipadapter_core.adapter.layers import CURVES, WEIGHT_TYPES, layer_weights, layers
 from ipadapter_core.adapter.pooling import PREFIX, head_of, pooled
 from ipadapter_core.adapter.projection import build_projection
@@ -44,6 +45,18 @@ def test_the_time_resampler_is_diffusers(timestep):
         found = ours.time(time)
         assert distance(found.expand(2, -1), embedding) < FP32
         assert distance(ours(features, found), tokens) < FP32
+
+
+def test_the_pooled_projection_in_parts(monkeypatch):
+    """A weight that is cast in parts, the last of them smaller: as the same projection of faces does it whole."""
+    monkeypatch.setattr(projection, "AT_ONCE", 100)
+    sd = {}
+    for key, out, wide in (("proj.0", 80, 40), ("proj.2", 4 * 96, 80)):
+        synth.linear(sd, key, out, wide)
+    synth.norm(sd, "norm", 96)
+    features = synth.noise("features", (3, 40), 1.5)
+    with torch.no_grad():
+        assert distance(build_projection("pooled", sd)(features), build_projection("faceid", sd)(features)) < FP32
 
 
 def test_the_pooling_head_is_that_of_transformers():

@@ -9,8 +9,14 @@ from support.whole_transformer import comfyui_noise, error
 
 FAMILIES = pytest.mark.parametrize("family", whole.ADAPTERS)
 SAME = 2e-5  # of the effect: the same sums in another order
-KINDS = {"XLabs, double": ("flux-xlabs", 3), "InstantX, double": ("flux-instantx", 3), "InstantX, single": ("flux-instantx", 30),
-         "SD3.5, joint": ("sd3-instantx", 3)}  # fmt: skip
+KINDS = {
+    "XLabs, double": ("flux-xlabs", "double_blocks.3", 3),
+    "InstantX, double": ("flux-instantx", "double_blocks.3", 3),
+    "InstantX, single": ("flux-instantx", "single_blocks.11", 30),
+    "SD3.5, joint": ("sd3-instantx", "joint_blocks.3", 3),
+}
+FEW = {"flux": ("double_blocks.3", "double_blocks.18", "single_blocks.5"), "sd3": ("joint_blocks.3", "joint_blocks.18")}
+ON_FEW = {"flux-xlabs": "3: 1, 18: 1", "flux-instantx": "3: 1, 18: 1, 24: 1", "sd3-instantx": "3: 1, 18: 1"}  # layer_weights
 MASK = torch.cat([torch.ones(1, 8, 6), torch.zeros(1, 8, 6)], -1)
 CASES = {
     "one side": (1, [0], {}),
@@ -32,16 +38,17 @@ def call_of(models, family, rows, sides):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_at_most_eight_operations_per_block(apply, models, kind, case):
-    """Counted in one block, which is the only one that is patched."""
-    (family, block), (rows, sides, settings) = KINDS[kind], CASES[case]
+    """Counted in one block, which is the only one that there is and that is patched."""
+    (family, name, block), (rows, sides, settings) = KINDS[kind], CASES[case]
     arch = whole.ADAPTERS[family][0]
     call, plain = call_of(models, family, rows, sides), models[arch].model
     patched, counts = apply(family, layer_weights=f"{block}: 1", **settings), []
-    call(patched)
-    for model in (plain, patched):
-        with Operations() as operations:
-            call(model)
-        counts.append(operations.count)
+    with whole.left(plain, name):
+        call(patched)
+        for model in (plain, patched):
+            with Operations() as operations:
+                call(model)
+            counts.append(operations.count)
     assert 0 < counts[1] - counts[0] <= 8 + ONCE[arch]
 
 
@@ -80,12 +87,19 @@ def compiled(model, keys):
     return model
 
 
-@FAMILIES
-def test_torch_compile(apply, models, family):
-    call, plain = call_of(models, family, 2, [1, 0]), models[whole.ADAPTERS[family][0]].plain
-    patched = apply(family, mask=MASK, layer_weights="3: 1, 18: 1" + (", 30: 1" if family == "flux-instantx" else ""))  # tracing is slow
-    want = call(patched)
-    assert error(call(compiled(patched, ["diffusion_model"])), want, plain) < SAME
+@pytest.mark.parametrize(("family", "newer"), [*((one, False) for one in whole.ADAPTERS), ("flux-xlabs", True), ("flux-instantx", True)])
+def test_torch_compile(apply, models, family, newer, monkeypatch):
+    """The whole model, with few blocks, which are all that is patched: tracing all of them takes half a minute."""
+    arch = whole.ADAPTERS[family][0]
+    if newer:
+        whole.newer_core(monkeypatch)
+    call, plain = call_of(models, family, 2, [1, 0]), models[arch].model
+    patched = apply(family, mask=MASK, layer_weights=ON_FEW[family])
+    with whole.left(plain, *FEW[arch]):
+        want, without = call(patched), call(plain)
+        got = call(compiled(patched, ["diffusion_model"]))
+    assert (want - without).norm() > 0.01 * without.norm()
+    assert error(got, want, without) < SAME
 
 
 @pytest.mark.parametrize("order", ["compiled last", "compiled first"])

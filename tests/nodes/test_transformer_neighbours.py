@@ -12,6 +12,7 @@ from support.whole_transformer import comfyui_noise, error
 FAMILIES = pytest.mark.parametrize("family", whole.ADAPTERS)
 FLUX = pytest.mark.parametrize("family", ["flux-xlabs", "flux-instantx"])
 SAME = 2e-5  # of the effect: the same sums in another order
+FEW = {"flux": ("double_blocks.3", "double_blocks.9", "single_blocks.5"), "sd3": ("joint_blocks.3", "joint_blocks.9")}
 BLOCKS = {"flux-xlabs": 19, "flux-instantx": 57, "sd3-instantx": 38}
 
 
@@ -20,8 +21,8 @@ def noise(models, family, patched, **how):
     return comfyui_noise(patched, arch, models[arch].call, **how)
 
 
-def sampled(model, call, positive=None):
-    """One step of core's own sampler at cfg 1; positive: the conditioning if it is another than the call's text."""
+def sampled(model, call, positive=None, steps=1):
+    """core's own sampler at cfg 1; positive: the conditioning if it is another than the call's text."""
     import comfy.model_management
     import comfy.sample
 
@@ -29,7 +30,8 @@ def sampled(model, call, positive=None):
     latent = torch.zeros_like(call["x"])
     try:
         with torch.inference_mode():
-            return comfy.sample.sample(model, call["x"], 1, 1.0, "euler", "simple", positive, positive, latent, disable_pbar=True, seed=1)
+            how = steps, 1.0, "euler", "simple", positive, positive, latent
+            return comfy.sample.sample(model, call["x"], *how, disable_pbar=True, seed=1)
     finally:
         comfy.model_management.unload_all_models()  # takes LoRAs out of the weights
 
@@ -175,6 +177,61 @@ def test_a_patch_set_after_ours_that_calls_it(apply, models, family):
     top = {"positive": whole.features(family, tag="b")}
     both = noise(models, family, apply(family, model=apply(family), **top))
     assert error(noise(models, family, apply(family, model=patched, **top)), both, without) < SAME
+
+
+@FAMILIES
+def test_blocks_that_get_no_options(apply, models, family, caplog):
+    """As copies of older forwards call them (TeaCache's): those blocks have no image attention, and that is said once."""
+    from ipadapter_pack.nodes.host.engine.chunks import tell_once
+
+    tell_once.cache_clear()
+    patched = apply(family)
+    ours = patched.model_options["transformer_options"]["patches_replace"]["dit"]["double_block", 3]
+
+    def theirs(args, extra):
+        def block(given):
+            return extra["original_block"]({**given, "transformer_options": args["transformer_options"]})
+
+        return ours({key: value for key, value in args.items() if key != "transformer_options"}, {"original_block": block})
+
+    patched.set_model_patch_replace(theirs, "dit", "double_block", 3)
+    others = apply(family, layer_weights=", ".join(f"{i}: 1" for i in range(BLOCKS[family]) if i != 3))
+    assert error(noise(models, family, patched), noise(models, family, others), models[whole.ADAPTERS[family][0]].plain) < SAME
+    noise(models, family, patched)
+    (warning,) = (record.message for record in caplog.records if "image prompt" in record.message)
+    assert warning == "Another node calls the model's blocks by itself: the image prompt is left out of those calls."
+
+
+@FAMILIES
+def test_a_cache_of_steps(apply, models, family):
+    """Core's, which skip whole model calls: they change nothing where they skip none, and those that they do not skip have the picture."""
+    from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+
+    arch = whole.ADAPTERS[family][0]
+    one, seen = models[arch], []
+    node = EasyCacheNode if arch == "flux" else LazyCacheNode  # the former stands on a wrapper that core's SD3 does not call
+
+    def cached(model, threshold):
+        return node.execute(model, threshold, 0.0, 1.0, False).args[0]
+
+    def run(model):
+        """What is sampled, and what comes out of the last block in each call."""
+        seen.clear()
+        return sampled(model, one.call, steps=6), list(seen)
+
+    block = one.model.model.diffusion_model.get_submodule(FEW[arch][-1])
+    handle = block.register_forward_hook(lambda module, inputs, out: seen.append((out if arch == "flux" else out[1]).clone()))
+    try:
+        with whole.left(one.model, *FEW[arch]):
+            patched = apply(family)
+            (want, every), (same, _), (got, few) = (run(model) for model in (patched, cached(patched, 0.0), cached(patched, 3.0)))
+            without, alone = run(cached(one.model, 3.0))
+    finally:
+        handle.remove()
+    assert torch.equal(same, want)
+    assert len(every) == 6 and 0 < len(few) < 6
+    assert torch.equal(few[0], every[0]) and not torch.equal(few[0], alone[0])
+    assert torch.isfinite(got).all() and not torch.equal(got, without)
 
 
 # Weights

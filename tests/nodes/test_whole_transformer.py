@@ -76,6 +76,18 @@ def test_sd3_where_the_models_own_norms_are_next_to_nothing(host, dtype):
     assert (got - want).norm() < 2 * rounding + (RELATIVE if dtype == torch.float32 else 0.02) * (want - plain).norm()
 
 
+def test_sd3_beside_a_controlnet_predicts_as_diffusers(apply, models):
+    """What it gives for each block but the last, in which diffusers leaves it out."""
+    sd3 = models["sd3"]
+    control = [synth.noise(f"control {i}", (1, 24, whole.WIDTH["sd3"]), 0.3) for i in range(38)]
+    sd3.reference._load_ip_adapter_weights(whole.sd3(), low_cpu_mem_usage=False)
+    for processor in sd3.reference.attn_processors.values():
+        processor.scale = 0.7
+    want = diffusers_noise(sd3.reference, "sd3", sd3.call, whole.features("sd3-instantx"), block_controlnet_hidden_states=control)
+    got = comfyui_noise(apply("sd3-instantx", weight=0.7), "sd3", sd3.call, control={"output": control[:37]})
+    assert error(got, want, sd3.plain) < RELATIVE
+
+
 class InstantX:
     """The published equations on diffusers' attention: q normed and before RoPE, K under an RMS norm without weights, V as it is."""
 

@@ -34,7 +34,7 @@ class BlockPatch(LayerPatch):
     def __call__(self, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         original, previous = extra["original_block"], self.previous
         run = original if previous is None else lambda given: previous(given, {"original_block": original})
-        options = args["transformer_options"]
+        options = args.get("transformer_options") or {}  # copies of older forwards, as caches of steps bring them, hand none on
         plan: Plan | None = options.get(PLAN)
         if plan is None:
             tell_once("Another node calls the model's blocks by itself: the image prompt is left out of those calls.")
