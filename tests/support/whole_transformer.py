@@ -117,13 +117,15 @@ class Left(torch.nn.Module):
                 setattr(self.x_block.attn, name, getattr(block.x_block.attn, name))
 
     def forward(self, *streams, img=None, txt=None, **_):
-        return (img, txt) if img is not None else streams if len(streams) > 1 else streams[0]
+        if img is not None:
+            return img, txt
+        return streams[0] if len(streams) == 1 else streams
 
 
-def leave(inner, *chosen: str) -> None:
+def leave(inner: Any, *chosen: str) -> None:
     """Only the blocks of these names ("double_blocks.3") go on doing something."""
     for kind in ("double_blocks", "single_blocks", "joint_blocks"):
-        blocks = getattr(inner, kind, ())
+        blocks: Any = getattr(inner, kind, ())
         for number, block in enumerate(blocks):
             if f"{kind}.{number}" not in chosen:
                 blocks[number] = Left(block)
