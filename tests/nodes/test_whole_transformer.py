@@ -41,11 +41,17 @@ def test_xlabs_predicts_as_diffusers(apply, models, tokens, control):
     assert error(got, want, flux.plain) < RELATIVE
 
 
-def test_sd3_predicts_as_diffusers(apply, models):
-    sd3 = models["sd3"]
-    sd3.reference._load_ip_adapter_weights(whole.sd3(), low_cpu_mem_usage=False)
-    for processor in sd3.reference.attn_processors.values():
+@pytest.fixture(scope="module")
+def sd3(models):
+    """With diffusers' adapter on its reference, which takes it once."""
+    found = models["sd3"]
+    found.reference._load_ip_adapter_weights(whole.sd3(), low_cpu_mem_usage=False)
+    for processor in found.reference.attn_processors.values():
         processor.scale = 0.7
+    return found
+
+
+def test_sd3_predicts_as_diffusers(apply, sd3):
     images = whole.features("sd3-instantx")
     patched = apply("sd3-instantx", weight=0.7)
     for sigma in (0.7, 0.3):
@@ -76,13 +82,9 @@ def test_sd3_where_the_models_own_norms_are_next_to_nothing(host, dtype):
     assert (got - want).norm() < 2 * rounding + (RELATIVE if dtype == torch.float32 else 0.02) * (want - plain).norm()
 
 
-def test_sd3_beside_a_controlnet_predicts_as_diffusers(apply, models):
+def test_sd3_beside_a_controlnet_predicts_as_diffusers(apply, sd3):
     """What it gives for each block but the last, in which diffusers leaves it out."""
-    sd3 = models["sd3"]
     control = [synth.noise(f"control {i}", (1, 24, whole.WIDTH["sd3"]), 0.3) for i in range(38)]
-    sd3.reference._load_ip_adapter_weights(whole.sd3(), low_cpu_mem_usage=False)
-    for processor in sd3.reference.attn_processors.values():
-        processor.scale = 0.7
     want = diffusers_noise(sd3.reference, "sd3", sd3.call, whole.features("sd3-instantx"), block_controlnet_hidden_states=control)
     got = comfyui_noise(apply("sd3-instantx", weight=0.7), "sd3", sd3.call, control={"output": control[:37]})
     assert error(got, want, sd3.plain) < RELATIVE
