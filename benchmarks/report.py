@@ -66,13 +66,17 @@ def reference_tables(bench: Bench, markdown: bool) -> None:
     print(f"A curve under torch.compile: {breaks} graph breaks added; graphs made new at five steps: {', '.join(map(str, graphs))}\n")
 
 
+ONCE = 8  # operations of a model call outside its blocks, such as reading the timestep
+
+
 def narrow_rows(bench: Narrow) -> list[Row]:
     found, count = bench.measure(), sum(bench.kind.blocks.values())
-    each, second = found["operations"] / count, found["second"] / found["first"]
+    operations, second = found["operations"], found["second"] / found["first"]
+    added = f"{operations / count:.2f} ({operations:.0f} in {count} blocks and once in the call)"
     took = f"{found['ratio'] - 1:+.1%} ({found['without'] * 1e3:.0f} -> {found['with'] * 1e3:.0f} ms)"
     return [
         ("time of a model call", took, "", None),
-        ("operations added per patched block", f"{each:.2f} ({found['operations']:.0f} in {count} blocks)", "at most 8", each <= 8.5),
+        ("operations added per patched block", added, "at most 8 in a block", operations <= 8 * count + ONCE),
         ("host synchronisations added", f"{found['syncs']:.0f}", "none in a block", found["syncs"] <= 2),
         ("the same with an end_at", f"{found['windowed']:.0f}", "none in a block", found["windowed"] <= 2),
         ("graph breaks added (torch.compile)", f"{found['breaks']:.0f}", "none", found["breaks"] == 0),
