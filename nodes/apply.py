@@ -102,7 +102,7 @@ class IPAdapter:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         tooltip = (
             "'standard' spreads the weight evenly; 'prompt is more important' holds the picture back in the first layers; "
-            "'style transfer' takes colours and look only."
+            "'style transfer' takes colours and look only (not on Flux and SD3.5)."
         )
         return {
             "required": {
@@ -187,7 +187,7 @@ class IPAdapterMS(IPAdapterAdvanced):
     def INPUT_TYPES(cls):
         tooltip = (
             "A weight for each layer by hand, as layer:weight pairs with commas, such as 3:2.5, 6:1. SD1.5 has layers 0 to 15, "
-            "SDXL 0 to 10. "
+            "SDXL 0 to 10, Flux 0 to 56 (XLabs' adapter 0 to 18), SD3.5 0 to 37. "
             "Layers not named are off. Empty: weight_type decides."
         )
         return {

@@ -40,8 +40,8 @@ class ImagePromptReference:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         image = "The reference picture, of any shape. A batch counts as one reference for each of its pictures."
         role = (
-            "What is taken from the picture: 'everything'; its 'style', colours and light; its 'layout', what stands where; or "
-            "'negative', what the result should move away from."
+            "What is taken from the picture: 'everything'; its 'style', colours and light; its 'layout', what stands where (these two not "
+            "on Flux and SD3.5); or 'negative', what the result should move away from."
         )
         mask = "Which part of this picture counts: white fully, black not at all. Without it, all that the encoder is shown."
         return {
@@ -107,8 +107,9 @@ class ImagePrompt:
             "between. 0:1, 0.4:0.6, 1:0 fades out. Empty: even."
         )
         layers = (
-            "How the weight is spread over the UNet: a preset such as everything, style or layout, then changes such as up 1: 0.5, "
-            "middle: 0 or 1/4: 1.2. The scale dictionaries of diffusers are read as they are."
+            "How the weight is spread over the layers: a preset such as everything, first half or ramp up, then changes. On UNets also "
+            "style or layout, with changes such as up 1: 0.5, middle: 0 or 1/4: 1.2, or a scale dictionary of diffusers; on Flux and SD3.5 "
+            "changes such as double 0-5: 0.5."
         )
         curve = (
             "A curve in place of weight_over_steps: drawn here in newer editors, from a Curve Editor, or a list of weights spread evenly "

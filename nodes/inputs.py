@@ -14,7 +14,8 @@ Input = tuple[Any, ...]
 MODEL: Input = (
     "MODEL",
     {
-        "tooltip": "The SD1.5 or SDXL model that the picture should steer. It stays as it is; the output is a patched copy."
+        "tooltip": "The model that the picture should steer, of the kind that the adapter was made for (SD1.5, SDXL, Kolors, Flux.1 or "
+        "SD3.5 Large). It stays as it is; the output is a patched copy."
     },
 )
 IPADAPTER: Input = (
@@ -60,9 +61,9 @@ INSIGHTFACE: Input = (
 WEIGHT_TYPE: Input = (
     list(WEIGHT_TYPES),
     {
-        "tooltip": "How the weight is spread over the model's layers. 'linear' is even and a good start; 'style transfer' takes "
-        "colours and look only, 'composition' the layout only; 'ease in' is strong early in the UNet, 'ease out' late; "
-        "'weak ...' types hold back one part of the UNet."
+        "tooltip": "How the weight is spread over the model's layers. 'linear' is even and a good start; 'ease in' is strong in early "
+        "layers, 'ease out' in late ones. The other types are for UNets, not for Flux and SD3.5: 'style transfer' takes colours and look "
+        "only, 'composition' the layout only; 'weak ...' types hold back one part of the UNet."
     },
 )
 COMBINE: Input = (

@@ -39,7 +39,7 @@ class IPAdapterModelLoader:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        tooltip = "A file in models/ipadapter. It must be made for the model's base: SD1.5 adapters for SD1.5, SDXL ones for SDXL."
+        tooltip = "A file in models/ipadapter. It must be made for the model's base: SD1.5 adapters for SD1.5, Flux ones for Flux, etc."
         return {"required": {"ipadapter_file": (adapter_choices(), {"tooltip": tooltip})}}
 
     @classmethod
@@ -77,7 +77,7 @@ class IPAdapterUnifiedLoader:
     def INPUT_TYPES(cls):
         tooltip = (
             "Which adapter. PLUS follows the picture closely, STANDARD loosely, LIGHT least; the FACE ones are for portraits; "
-            "VIT-G uses the larger encoder."
+            "VIT-G uses the larger encoder. Flux has STANDARD (XLabs) and PLUS (InstantX), SD3.5 has PLUS."
         )
         presets = (list(PICTURE_PRESETS), {"tooltip": tooltip})
         return {"required": {"model": i.MODEL, "preset": presets}, "optional": {"ipadapter": CHAINED}}

@@ -55,7 +55,7 @@ def reference_view(image, how, tiles, size, mask, clip_vision):
 
 
 class IPAdapterPlotModel:
-    DESCRIPTION = "Draws how strongly each adapter on a model acts: over the UNet's layers, over the steps, and over frames."
+    DESCRIPTION = "Draws how strongly each adapter on a model acts: over the model's layers, over the steps, and over frames."
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("plot",)
     OUTPUT_TOOLTIPS = (PLOT_OUT,)

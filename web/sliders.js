@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js"
 
 const SLIDERS = ["down 1/1", "down 1/2", "down 1/4", "middle", "up 1/4", "up 1/2", "up 1/1"]
 const EVEN = ["everything", "linear"]
+const OF_UNETS = "A block of SD1.5, SDXL and Kolors. Flux and SD3.5 have other blocks: write their numbers into layers, such as double 0-5: 0.5."
 
 const plain = (text) => text.toLowerCase().trim().replace(/\s+/g, " ").replace(/^mid\b/, "middle")
 const parts = (text) => text.split(/[,\n]/).map((part) => part.trim()).filter(Boolean)
@@ -54,7 +55,7 @@ function addSliders(node, text) {
     const sliders = SLIDERS.map((slider) => {
         const options = { min: 0, max: 2, step2: 0.05, precision: 2, serialize: false, advanced: true }
         const widget = node.addWidget("slider", slider, 1, (number) => write(slider, number), options)
-        return Object.assign(widget, { serialize: false, advanced: true, computeSize })
+        return Object.assign(widget, { serialize: false, advanced: true, computeSize, tooltip: OF_UNETS })
     })
     node.setSize(size) // each made room for itself before it was an advanced one
     for (const [owner, event] of [[text, "callback"], [node, "onConfigure"]]) {

@@ -43,6 +43,13 @@ class KV:
         k, v = both.view(-1, 2, slot.heads, slot.tokens, slot.dim).unbind(1)
         return k, v
 
+    def times(self, weights: Mapping[int, Tensor], device: torch.device) -> KV:
+        """On `device`, each layer's K times its weights [d]."""
+        kv = KV(self.rows.to(device, copy=True), self.slots)
+        for key, weight in weights.items():
+            kv.layer(key)[0].mul_(weight)
+        return kv
+
 
 def build_layers(sd: Mapping[str, Tensor], operations: Any = nn) -> nn.ModuleDict:
     """{number: {to_k_ip, to_v_ip, ...}} on the tensors "1.to_k_ip.weight" ... of `sd` themselves; a LoRA's are left out.
@@ -125,16 +132,14 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def image_attention(q: Tensor, k: Tensor, v: Tensor, attention: Callable[[Tensor, Tensor, Tensor], Tensor] = sdpa) -> Tensor:
-    """q [b, n, h d] or [b, h, n, d], K and V [r, h, t, d] -> [b, n, h d]; b is a multiple of r, and b / r neighbours share a row.
+    """q [b, n, h d], K and V [r, h, t, d] -> [b, n, h d]; b is a multiple of r, and b / r neighbours share a row.
 
     Which row belongs to which q is the caller's to know: a b that is no multiple of r would be split across rows.
+    q with its heads in front, [b, h, n, d], takes K and V of b rows.
     """
-    rows, heads, _, dim = k.shape
     if q.ndim == 4:
-        if rows == q.shape[0]:
-            return attention(q, k, v)
-        out = attention(q.unflatten(0, (rows, -1)).transpose(1, 2).flatten(2, 3), k, v)
-        return out.unflatten(1, (q.shape[0] // rows, -1)).flatten(0, 1)
+        return attention(q, k, v)
+    rows, heads, _, dim = k.shape
     out = attention(q.reshape(rows, -1, heads, dim).transpose(1, 2), k, v)
     return out if rows == q.shape[0] else out.view(q.shape)
 

@@ -30,6 +30,7 @@ _BLOCKS: dict[str, tuple[tuple[str, int, int], ...]] = {
     ),
 }  # fmt: skip
 _LEVELS = {"SD1.5": 4, "SDXL": 3}
+STREAMS = ("double", "single")  # of blocks, in a transformer
 # (stream, blocks) of the transformers; XLabs' adapters for Flux act in its double blocks alone
 _TRANSFORMERS = {"Flux": (("double", 19), ("single", 38)), "Flux double": (("double", 19),), "SD3.5": (("double", 38),)}
 

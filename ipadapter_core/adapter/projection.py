@@ -16,6 +16,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 HEAD = 64  # dim_head of every published Resampler
+AT_ONCE = 1 << 14  # rows of the one weight that is too large to be cast as a whole
 
 
 class LinearProjection(nn.Module):
@@ -108,7 +109,7 @@ class Resampler(nn.Module):
 
 
 class FaceIDProjection(nn.Module):
-    """Embeddings [b, e] -> [b, t, d]: of faces (FaceID and portrait; MLPProjModel of ip_adapter_faceid), or pooled (InstantX Flux)."""
+    """Face embeddings [b, e] -> [b, t, d] (FaceID and portrait; MLPProjModel of ip_adapter_faceid)."""
 
     def __init__(self, sd: Mapping[str, Tensor], operations: Any = nn):
         super().__init__()
@@ -121,6 +122,19 @@ class FaceIDProjection(nn.Module):
 
     def forward(self, faces: Tensor) -> Tensor:
         return self.norm(rearrange(self.proj(faces), "... (t d) -> ... t d", d=self.dim))
+
+
+class PooledProjection(FaceIDProjection):
+    """[b, e] -> [b, t, d], as of faces (InstantX Flux). The last layer's weight is cast in parts: as a whole it is 4.8 GB in fp32."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        layers: list[Any] = list(self.proj)
+        *first, last = layers
+        for layer in first:
+            features = layer(features)
+        parts = zip(last.weight.split(AT_ONCE), last.bias.split(AT_ONCE), strict=True)
+        tokens = torch.cat([F.linear(features, weight.to(features), bias.to(features)) for weight, bias in parts], dim=-1)
+        return self.norm(rearrange(tokens, "... (t d) -> ... t d", d=self.dim))
 
 
 class FaceIDPlusProjection(FaceIDProjection):
@@ -188,7 +202,7 @@ PROJECTIONS: dict[str, type[nn.Module]] = {
     "resampler": Resampler,
     "faceid": FaceIDProjection,
     "faceid_plus": FaceIDPlusProjection,
-    "pooled": FaceIDProjection,
+    "pooled": PooledProjection,
     "time_resampler": TimeResampler,
 }
 

@@ -67,6 +67,7 @@ _FOREIGN = (
 
 # (context width, number of layers) of the UNets whose key order is known.
 _BASES = {(768, 16): "SD1.5", (1024, 16): "SD2.x", (2048, 70): "SDXL"}
+_UNREAD_UNETS = {(2048, 40): " (SSD-1B)"}
 _READ = "adapters for SD1.5, SDXL, Kolors, Flux (XLabs, InstantX) and SD3.5 Large (InstantX)"
 _SUPPORTED_BASES = ("SD1.5", "SDXL", "Kolors")
 
@@ -116,7 +117,7 @@ def identify(shapes: Shapes, name: str = "", sha256: str | None = None) -> Info:
         return _transformer(transformer, shapes, name)
     for family, base, title, marks in _FOREIGN:
         if all(mark in text for mark in marks):
-            return _unsupported(family, base, title, f"no node here reads it; {_READ} are read")
+            return _unsupported(family, base, title, _unread(base))
     if not any(key.startswith(("image_proj.", "ip_adapter.")) for key in shapes):
         raise _wrong_kind(shapes, name)
     return _unet(shapes, name, sha256)
@@ -150,9 +151,10 @@ def _unet(shapes: Shapes, name: str, sha256: str | None) -> Info:
     context = _size(shapes, f"ip_adapter.{layers[0]}.to_k_ip.weight", 1, name)
     base = _BASES.get((context, len(layers)), "")
     if layers != list(range(1, 2 * len(layers), 2)) or not base:
+        known = " (the SDXL refiner)" if context == 1280 else _UNREAD_UNETS.get((context, len(layers)), "")
         return _unsupported("other", f"a UNet with {len(layers)} layers of context width {context}",
-                            f"an adapter for a UNet with {len(layers)} cross-attention layers and context width {context}",
-                            "SD1.5 has 16 and 768, SDXL 70 and 2048; distilled models (SSD-1B) have no adapter that could be used here")
+                            f"an adapter for a UNet with {len(layers)} cross-attention layers and context width {context}{known}",
+                            "SD1.5 has 16 and 768, SDXL 70 and 2048; take an adapter for one of those, and its model")
 
     def size(key: str, dim: int) -> int:
         return _size(shapes, f"image_proj.{key}", dim, name)
@@ -166,7 +168,7 @@ def _unet(shapes: Shapes, name: str, sha256: str | None) -> Info:
         reason = "it needs the InstantID nodes and their ControlNet; put it in models/instantid"
         return _unsupported(family, "InstantID", "InstantID's own ip-adapter.bin", reason)
     if base not in _SUPPORTED_BASES:
-        return _unsupported(family, base, f"an adapter for {base}", f"no node here reads it; {_READ} are read")
+        return _unsupported(family, base, f"an adapter for {base}", _unread(base))
     face = _FAMILIES[family][2]
     if face and (width := size("proj_in.weight" if family == "portrait-unnorm" else "proj.0.weight", 1)) != ARCFACE:
         return _unsupported("other", base, f"an adapter for {base}", f"it takes an embedding {width} wide, and InsightFace gives {ARCFACE}")
@@ -251,6 +253,15 @@ def _label(family: str, base: str, tokens: int, encoder: Encoder | None, lora: b
 def _unsupported(family: str, base: str, title: str, reason: str) -> Info:
     label = title.split(" ", 1)[1] if title.startswith(("a ", "an ")) else title
     return Info(family, base, "", 0, None, False, False, label, False, f"this is {title}: {reason}")
+
+
+def _unread(base: str) -> str:
+    """Why no node reads an adapter, and what to take in its place."""
+    if base == "Flux":
+        return "no node here reads it; for Flux the adapters by XLabs and InstantX are read"
+    if base in ("SD2.x", "HunyuanDiT", "Anima"):
+        return f"no node here reads adapters for {base} models; {_READ} are read: take one of those, and its model"
+    return f"no node here reads it; {_READ} are read"
 
 
 def _is_layer(key: str) -> bool:

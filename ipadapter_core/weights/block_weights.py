@@ -1,4 +1,4 @@
-"""Weights over the blocks of a transformer model by names that mean something, and by number."""
+"""Weights over the blocks of a transformer model by names that mean something, and by number; and the presets that every base has."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ..adapter.layers import layers
+from ..adapter.layers import CURVES, layer_weights, layers
 from ..errors import IPAdapterError
 from ..values import brief, check_number
 
-# name: share of the weight of block i of n, of a stream
-_PRESETS: dict[str, Callable[[int, int, str], float]] = {
-    "everything": lambda i, n, stream: 1.0,
-    "first half": lambda i, n, stream: float(2 * i < n),
-    "second half": lambda i, n, stream: float(2 * i >= n),
-    "ramp up": lambda i, n, stream: (i + 1) / n,
-    "ramp down": lambda i, n, stream: 1 - i / n,
-    "double": lambda i, n, stream: float(stream == "double"),
-    "single": lambda i, n, stream: float(stream == "single"),
+# name: share of the weight at place i of n, in the order of execution
+_SPREADS: dict[str, Callable[[int, int], float]] = {
+    "first half": lambda i, n: float(2 * i < n),
+    "second half": lambda i, n: float(2 * i >= n),
+    "ramp up": lambda i, n: (i + 1) / n,
+    "ramp down": lambda i, n: 1 - i / n,
 }
-BLOCK_PRESETS = tuple(_PRESETS)
+SPREADS = tuple(_SPREADS)
+_STREAMS = ("double", "single")
+BLOCK_PRESETS = ("everything", *SPREADS, *_STREAMS, *CURVES)
 _PLACE = re.compile(r"(double|single)?\s*(\d+)(?:\s*-\s*(\d+))?")
+_OF_UNETS = re.compile(r"down|mid|up|\d+/\d+")
 _HOW = "Write a preset, then changes with commas, such as first half, or everything, double 0-3: 0.5, single 37: 0."
 
 
@@ -33,18 +33,31 @@ def block_shares(base: str, given: Any) -> dict[int, float]:
             f"a scale dictionary names a UNet's blocks. {_HOW}"
         )
     parts = [part.strip() for part in re.split(r"[,\n]", given) if part.strip()]
-    preset = " ".join((parts.pop(0) if parts and ":" not in parts[0] else "everything").lower().split())
-    if preset not in _PRESETS:
-        raise IPAdapterError(
-            f"There is no preset '{brief(preset)}' for {base.split()[0]}, of whose blocks nobody knows which ones are style or layout. "
-            f"The presets are: {', '.join(_PRESETS)}. {_HOW}"
-        )
-    blocks = layers(base)
-    shares = {block.t: _PRESETS[preset](block.t, len(blocks), block.name) for block in blocks}
+    shares = _preset(base, parts.pop(0) if parts and ":" not in parts[0] else "everything")
     for part in parts:
         name, share = named_number(part, _HOW)
         shares |= dict.fromkeys(_named(base, name), share)
     return {t: share for t, share in shares.items() if share}
+
+
+def spread(base: str, name: str) -> dict[int, float]:
+    """t -> share of the weight of one of SPREADS, over the layers of any base."""
+    ts = sorted({layer.t for layer in layers(base)})
+    return {t: share for t in ts if (share := _SPREADS[name](t, len(ts)))}
+
+
+def _preset(base: str, name: str) -> dict[int, float]:
+    kind = " ".join(name.lower().split())
+    if kind in SPREADS:
+        return spread(base, kind)
+    if kind in _STREAMS:
+        return {block.t: 1.0 for block in layers(base) if block.name == kind}
+    if kind in BLOCK_PRESETS:
+        return layer_weights(base, "linear" if kind == "everything" else kind, 1.0)
+    raise IPAdapterError(
+        f"There is no preset '{brief(kind)}' for {base.split()[0]}, of whose blocks nobody knows which ones are style or layout. "
+        f"The presets are: {', '.join(BLOCK_PRESETS)}. {_HOW}"
+    )
 
 
 def named_number(part: str, how: str) -> tuple[str, float]:
@@ -64,15 +77,22 @@ def _named(base: str, name: str) -> list[int]:
     """The blocks of a name: "double", "single 3", "double 0-3", or "40" counted over all."""
     key = " ".join(name.lower().split())
     blocks = layers(base)
-    if key in ("double", "single"):
+    if key in _STREAMS:
         found = [block.t for block in blocks if block.name == key]
     elif match := _PLACE.fullmatch(key):
         stream, first, last = match[1], int(match[2]), int(match[3] or match[2])
         found = [block.t for block in blocks if stream in (None, block.name) and first <= (block.id if stream else block.t) <= last]
     else:
-        raise IPAdapterError(f"There are no blocks named '{brief(name.strip())}'. {_HOW}")
+        why = " Down, middle and up are blocks of UNets, and so are the sliders of Image Prompt." if _OF_UNETS.match(key) else ""
+        raise IPAdapterError(
+            f"There are no blocks named '{brief(name.strip())}' in {base.split()[0]}: it has {_blocks_of(base)}.{why} {_HOW}"
+        )
     if not found:
-        counts = {stream: sum(block.name == stream for block in blocks) for stream in ("double", "single")}
-        has = " and ".join(f"{stream} 0 to {count - 1}" for stream, count in counts.items() if count)
-        raise IPAdapterError(f"{base.split()[0]} has no block '{brief(key)}' that this adapter acts in: it has {has}.")
+        raise IPAdapterError(f"{base.split()[0]} has no block '{brief(key)}' that this adapter acts in: it has {_blocks_of(base)}.")
     return found
+
+
+def _blocks_of(base: str) -> str:
+    """The names of a base's blocks, for people to read."""
+    counts = {stream: sum(block.name == stream for block in layers(base)) for stream in _STREAMS}
+    return " and ".join(f"{stream} 0 to {count - 1}" for stream, count in counts.items() if count)

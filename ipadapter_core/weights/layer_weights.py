@@ -14,10 +14,10 @@ from typing import Any
 from ..adapter.layers import WEIGHT_TYPES, Layer, is_transformer, layer_weights, layers
 from ..errors import IPAdapterError
 from ..values import brief, check_number
-from .block_weights import block_shares, named_number
+from .block_weights import SPREADS, block_shares, named_number, spread
 
 GROUPS = {"everything": "linear", "style": "style transfer", "layout": "composition"}  # name -> weight type
-PRESETS = (*GROUPS, *(kind for kind in WEIGHT_TYPES if "precise" not in kind))
+PRESETS = (*GROUPS, *SPREADS, *(kind for kind in WEIGHT_TYPES if "precise" not in kind))
 Shares = dict[int, float]  # t -> share of the weight; a `t` that is missing is off
 
 _HOW = "Write a preset or name:number pairs with commas, such as style, or up 1: 0.5, down 2: 0."
@@ -114,6 +114,8 @@ def blocks_of(base: str) -> str:
 
 def _preset(base: str, name: str) -> Shares:
     kind = " ".join(name.lower().split())
+    if kind in SPREADS:
+        return spread(base, kind)
     if kind in PRESETS:
         return layer_weights(base, GROUPS.get(kind, kind), 1.0)
     raise IPAdapterError(f"There is no preset '{brief(name)}' of layers. The presets are: {', '.join(PRESETS)}. {_HOW}")

@@ -28,8 +28,8 @@ def check(path: Path, rig: Rig, editor: Editor, run: bool = True) -> list[str]:
     unknown = editor.unknown_types(workflow)
     if unknown:
         return [f"missing node: {kind}" for kind in unknown]
-    rig.provide(to_prompt(workflow, rig.info))
-    editor.refresh()
+    if rig.provide(to_prompt(workflow, rig.info)):
+        editor.refresh()
     opened = editor.load(workflow)
     prompt = editor.prompt()
     problems = differences(workflow, opened) if "nodes" in workflow else prompt_differences(workflow, prompt)

@@ -1,6 +1,7 @@
-"""Makes the pictures of the help pages: each graph of help_graphs.py, laid out and where need be run in the real editor.
+"""Makes the pictures of the help pages: nodes of the graphs of help_graphs.py, laid out and where need be run in the real editor.
 
-`python3 dev.py pictures` makes all, `python3 dev.py pictures NAME...` some; they go to web/docs/images. The models are small random ones,
+`python3 dev.py pictures` makes all, `python3 dev.py pictures NAME...` those of some graphs; they go to web/docs/images, each as wide as
+its node: the help panel is hardly wider. Two whole graphs are for the README and go to docs/images. The models are small random ones,
 so only what does not depend on their weights is shown: plots, masks, what an encoder sees.
 """
 
@@ -24,6 +25,7 @@ from support.rig import REPO, Rig
 
 PAGES = REPO / "web" / "docs"
 PICTURES = PAGES / "images"
+GRAPHS_SHOWN, SHOWN = ("IPAdapter", "IPAdapterReferenceView"), REPO / "docs" / "images"
 WIDEST, WEIGHTS = 860, "weight_types"
 SETTINGS = {
     "Comfy.Minimap.Visible": False,
@@ -88,7 +90,9 @@ LAY_OUT = """([nodes, ours]) => {
     canvas.ds.scale = 1
     canvas.ds.offset = [edge - box[0], edge + title]
     canvas.setDirty(true, true)
-    return [x - gap[0] - box[0] + 2 * edge, box[3] + title + 2 * edge]
+    const around = ({ pos, size }) => [pos[0] - box[0], pos[1], pos[0] - box[0] + size[0] + 2 * edge, pos[1] + size[1] + title + 2 * edge]
+    const boxes = ours.map(type => around(Object.values(window.made).find(node => node.type === type)))
+    return [x - gap[0] - box[0] + 2 * edge, box[3] + title + 2 * edge, boxes]
 }"""
 
 
@@ -141,22 +145,24 @@ def left_half(width: int = 512, height: int = 512) -> Image.Image:
     return image
 
 
-def pages_with(name: str) -> list[str]:
-    """The nodes on whose pages a picture is."""
-    return [page.stem for page in PAGES.glob("*.md") if f"images/{name}.webp" in page.read_text(encoding="utf-8")]
+def nodes_of(name: str) -> list[str]:
+    """The nodes whose pages take their pictures from a graph: its own, and those that no other graph has the name of."""
+    source = {kind: graph for graph, nodes in reversed(GRAPHS.items()) for _, kind, *_ in nodes.values()}
+    source |= {graph: graph for graph in GRAPHS}
+    return [kind for kind, graph in source.items() if graph == name and (PICTURES / f"{kind}.webp").exists()]
 
 
-def save(image: Image.Image, name: str) -> Path:
+def save(image: Image.Image, path: Path) -> Path:
     """A picture as small as it stays readable."""
-    path = PICTURES / f"{name}.webp"
     if image.width > WIDEST:
         image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
     image.convert("RGB").save(path, quality=80, method=6)
     return path
 
 
-def shot(editor: Editor, name: str, graph: Graph) -> Image.Image:
-    page = editor.page
+def shot(editor: Editor, name: str, graph: Graph) -> tuple[Image.Image, dict[str, Image.Image]]:
+    """The graph, and each of the nodes that have their pictures from it."""
+    page, ours = editor.page, nodes_of(name)
     page.set_viewport_size({"width": 2000, "height": 1400})  # only nodes in view load their pictures
     page.evaluate(BUILD, graph)
     page.evaluate(LAY_OUT, [graph, []])
@@ -165,10 +171,11 @@ def shot(editor: Editor, name: str, graph: Graph) -> Image.Image:
         page.evaluate(RUN_IT)
         page.wait_for_function(LOADED, arg=[graph, SHOWING])
     page.wait_for_timeout(500)  # nodes grow with their pictures
-    width, height = page.evaluate(LAY_OUT, [graph, pages_with(name)])
+    width, height, boxes = page.evaluate(LAY_OUT, [graph, ours])
     page.set_viewport_size({"width": math.ceil(width), "height": math.ceil(height)})
     page.wait_for_timeout(700)  # the canvas and the widgets on it follow
-    return Image.open(io.BytesIO(page.screenshot()))
+    whole = Image.open(io.BytesIO(page.screenshot()))
+    return whole, {node: whole.crop((left, top, right, bottom)) for node, (left, top, right, bottom) in zip(ours, boxes, strict=True)}
 
 
 def weight_types() -> Image.Image:
@@ -179,7 +186,7 @@ def weight_types() -> Image.Image:
 
     places = sorted({(layer.t, layer.name) for layer in layers("SD1.5")})
     colours: dict[str, tuple[int, int, int]] = dict(zip(("input", "output", "middle"), COLOURS, strict=False))
-    width, height, columns, bar = 284, 108, 3, 14
+    width, height, columns, bar = 284, 108, 1, 14
     out = Image.new("RGB", (width * columns, height * -(-len(WEIGHT_TYPES) // columns) + 66), BACKGROUND)
     draw = ImageDraw.Draw(out)
     for i, kind in enumerate(WEIGHT_TYPES):
@@ -208,8 +215,12 @@ def main() -> None:
         page.evaluate("window.app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
         page.add_style_tag(content=".comfy-menu-hamburger { display: none !important }")
         for name in names:
-            path = save(weight_types() if name == WEIGHTS else shot(editor, name, GRAPHS[name]), name)
-            print(f"{path.relative_to(REPO)}: {path.stat().st_size / 1024:.0f} kB", flush=True)
+            whole, nodes = (weight_types(), {}) if name == WEIGHTS else shot(editor, name, GRAPHS[name])
+            made = [save(image, PICTURES / f"{node}.webp") for node, image in nodes.items()]
+            if name in (WEIGHTS, *GRAPHS_SHOWN):
+                made.append(save(whole, (PICTURES if name == WEIGHTS else SHOWN) / f"{name}.webp"))
+            for path in made:
+                print(f"{path.relative_to(REPO)}: {path.stat().st_size / 1024:.0f} kB", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from diffusers.loaders.unet_loader_utils import _maybe_expand_lora_scales
 
 from ipadapter_core.adapter.layers import layer_weights, layers
 from ipadapter_core.errors import IPAdapterError
+from ipadapter_core.weights.block_weights import SPREADS
 from ipadapter_core.weights.layer_weights import PRESETS, shares_of
 from support import reference_unet
 
@@ -65,13 +66,21 @@ def test_names_of_blocks_are_diffusers(unets, arch):
 
 @pytest.mark.parametrize("base", BASES.values())
 def test_presets_and_then_changes(base):
-    for preset in PRESETS:
+    for preset in set(PRESETS) - set(SPREADS):
         kind = {"everything": "linear", "style": "style transfer", "layout": "composition"}.get(preset, preset)
         assert shares_of(base, preset) == layer_weights(base, kind, 1.0)
     assert shares_of(base, "") == shares_of(base, "everything") == dict.fromkeys(range(len(shares_of(base, ""))), 1.0)
     style, layout = shares_of(base, "style"), shares_of(base, "layout")
     assert shares_of(base, "style, layout: 0.5") == style | {t: 0.5 * share for t, share in layout.items()}
     assert shares_of(base, "STYLE,\n style: 1.2 ,up 1: -0.5")[next(iter(style))] in (1.2, -0.5)
+
+
+def test_presets_that_every_base_has():
+    """By the place in the order of execution: the middle block of SD1.5 is its 7th of 16, that of SDXL its 5th of 11."""
+    assert set(shares_of("SD1.5", "first half")) == set(range(8)) and set(shares_of("SD1.5", "second half")) == set(range(8, 16))
+    assert set(shares_of("SDXL", "first half")) == set(range(6)) and shares_of("SDXL", "first half")[4] == 1.0
+    assert shares_of("SDXL", "ramp down") == {t: pytest.approx(1 - t / 11) for t in range(11)}
+    assert shares_of("SD1.5", "ramp up, middle: 0") == {t: pytest.approx((t + 1) / 16 if t != 6 else 0) for t in range(16)}
 
 
 def test_by_side_block_and_resolution():
@@ -100,6 +109,7 @@ def test_by_side_block_and_resolution():
         ("SD1.5", "down: much", "cannot be read: 'down: much'"),
         ("SD1.5", "style, layout", "cannot be read: 'layout'"),
         ("SD1.5", "stile", "no preset 'stile'"),
+        ("SD1.5", "double 0-5: 0", "no layers named 'double 0-5': SD1.5 has down 0, 1, 2, middle, up 1, 2, 3"),
         ("SD1.5", ": 1", "no layers named ''"),
         ("SD1.5", "down: inf", "must be a number"),
         ("SD1.5", 3, "must be text"),

@@ -14,7 +14,8 @@ from support.rig import examples
 REPO = Path(__file__).resolve().parents[2]
 README = (REPO / "README.md").read_text(encoding="utf-8")
 MODELS = (REPO / "docs" / "models.md").read_text(encoding="utf-8")
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md")), REPO / "training" / "README.md", REPO / "world" / "README.md"]
+FOLDERS = ("training", "workflows", "world")  # with a page of their own
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md")), *(REPO / folder / "README.md" for folder in FOLDERS)]
 LEVELS = ("start here", "next", "special")
 FAMILIES = {
     "standard": "standard", "plus": "plus", "full-face": "full face", "faceid": "FaceID", "faceid-plus": "FaceID plus",
@@ -122,6 +123,19 @@ def test_the_tables_of_examples_are_those_of_their_notes():
     for group in text.split("\n**")[1:]:
         levels = [LEVELS.index(level) for level in re.findall(r"\| ([^|]+) \|$", group, flags=re.MULTILINE) if level in LEVELS]
         assert levels and levels == sorted(levels)
+
+
+def test_examples_are_found_by_the_names_that_they_had():
+    """Files were renamed once: whoever follows a link to one of before looks into their folder, where each has its line."""
+    text = (REPO / "workflows" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)\.json` \| \[([^\]]+)\]\(([^)]+)\) \|$", text, flags=re.MULTILINE)
+    before = [name for name, _, _ in rows]
+    assert len(before) == 33 and before == sorted(set(before))
+    assert not [name for name in before if (REPO / "workflows" / f"{name}.json").exists()], "that is no name of before"
+    assert all(unquote(link) == f"{title}.json" for _, title, link in rows)
+    now = {name: title.split()[1] for name, title, _ in rows}
+    assert sorted(now.values()) == [f"{number:02}" for number in range(1, 34)]
+    assert (now["simple"], now["style"], now["face_id"], now["advanced"]) == ("01", "03", "05", "10")
 
 
 def test_every_blueprint_is_named():

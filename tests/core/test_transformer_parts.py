@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ipadapter_core.adapter import projection
 from ipadapter_core.adapter.layers import CURVES, WEIGHT_TYPES, layer_weights, layers
 from ipadapter_core.adapter.pooling import PREFIX, head_of, pooled
 from ipadapter_core.adapter.projection import build_projection
@@ -46,6 +47,18 @@ def test_the_time_resampler_is_diffusers(timestep):
         assert distance(ours(features, found), tokens) < FP32
 
 
+def test_the_pooled_projection_in_parts(monkeypatch):
+    """A weight that is cast in parts, the last of them smaller: as the same projection of faces does it whole."""
+    monkeypatch.setattr(projection, "AT_ONCE", 100)
+    sd = {}
+    for key, out, wide in (("proj.0", 80, 40), ("proj.2", 4 * 96, 80)):
+        synth.linear(sd, key, out, wide)
+    synth.norm(sd, "norm", 96)
+    features = synth.noise("features", (3, 40), 1.5)
+    with torch.no_grad():
+        assert distance(build_projection("pooled", sd)(features), build_projection("faceid", sd)(features)) < FP32
+
+
 def test_the_pooling_head_is_that_of_transformers():
     from transformers import SiglipVisionConfig
     from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
@@ -79,6 +92,7 @@ def test_presets_of_blocks():
     assert set(shares["first half"]) == set(range(29)) and set(shares["second half"]) == set(range(29, 57))
     assert [shares["ramp up"][t] for t in (0, 56)] == [1 / 57, 1.0] and shares["ramp down"][0] == 1.0
     assert set(shares_of("SD3.5", "first half")) == set(range(19))
+    assert all(shares[name] == layer_weights("Flux", name, 1.0) for name in CURVES)
 
 
 def test_blocks_by_name_and_number():
@@ -91,7 +105,9 @@ def test_blocks_by_name_and_number():
     ("Flux", "style", "no preset 'style' for Flux"),
     ("Flux", "double 19: 1", "no block 'double 19' that this adapter acts in: it has double 0 to 18 and single 0 to 37"),
     ("Flux double", "single 0: 1", "it has double 0 to 18"),
-    ("Flux", "up 0: 1", "no blocks named 'up 0'"),
+    ("Flux", "up 0: 1", "no blocks named 'up 0' in Flux: it has double 0 to 18 and single 0 to 37. Down, middle and up"),
+    ("Flux double", "middle: 1", "no blocks named 'middle' in Flux: it has double 0 to 18. Down, middle and up are blocks of UNets"),
+    ("SD3.5", "dubble 3: 1", "no blocks named 'dubble 3' in SD3.5: it has double 0 to 37. Write"),
     ("Flux", "double: x", "cannot be read: 'double: x'"),
     ("SD3.5", {"up": 1.0}, "names a UNet's blocks"),
     ("SD3.5", '{"up": 1.0}', "names a UNet's blocks"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from help_graphs import GRAPHS
+from PIL import Image
 
 REPO = Path(__file__).resolve().parents[2]
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in (REPO / "web" / "docs").glob("*.md")}
@@ -128,9 +129,21 @@ def test_pictures_on_help_pages_are_there_small_and_described():
     assert max(sizes) < 40_000 and sum(sizes) < 900_000
 
 
+def test_pictures_are_of_the_page_s_node_and_as_wide_as_the_help_panel():
+    """A whole graph would be scaled down there until nobody can read it. Those of plots and views are wider, and still tell something."""
+    for node, page in PAGES.items():
+        assert {f"{node}.webp", "weight_types.webp"} >= set(re.findall(r"\(images/([^)]+)\)", page)), node
+    wide = []
+    for name, path in PICTURES.items():
+        with Image.open(path) as picture:
+            wide += [name.removesuffix(".webp")] * (picture.width > 350)
+    assert set(wide) <= {"IPAdapterInspector", "IPAdapterPlotModel", "IPAdapterPlotWeights", "IPAdapterReferenceView"}
+
+
 def test_graphs_of_the_pictures_fit_the_nodes(pack):
-    """So that they can be made anew: a picture for each graph, and no widget or link that its node has not."""
-    assert {f"{name}.webp" for name in GRAPHS} | {"weight_types.webp"} == set(PICTURES)
+    """So that they can be made anew: each picture's node is in a graph, and no widget or link that its node has not."""
+    drawn = {kind for graph in GRAPHS.values() for _, kind, *_ in graph.values()} & set(pack)
+    assert {f"{name}.webp" for name in GRAPHS} <= set(PICTURES) <= {f"{kind}.webp" for kind in drawn} | {"weight_types.webp"}
     for name, graph in GRAPHS.items():
         for _, kind, values, *_ in graph.values():
             if kind in pack:

@@ -1,5 +1,7 @@
 """What users do wrong, each with the sentence that tells them, and the odd inputs that simply have to work."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -105,13 +107,24 @@ def test_a_flux_model(apply):
     assert "has 1 double and 1 single blocks where Flux has 19 and 38 (a pruned one?)" in sentence(apply, model=patcher)
 
 
-def test_the_sdxl_refiner(apply, world, monkeypatch):
-    """The refiner's text is 1280 wide."""
+EXIST = "IP-Adapters exist for SD1.5, SDXL, Kolors, Flux.1 and SD3.5 Large: connect one of those."
+
+
+@pytest.mark.parametrize(("width", "name"), [(1280, "the SDXL refiner"), (1024, "SD2")])
+def test_unets_without_adapters(apply, world, width, name):
+    """Told by how wide their text is."""
     patched = lab.unet("sd15")
     for module in patched.model.diffusion_model.modules():
         if hasattr(module, "attn2"):
-            module.attn2.to_k = torch.nn.Linear(1280, module.attn2.to_k.out_features, bias=False)
-    assert "The connected model is the SDXL refiner" in sentence(apply, model=patched)
+            module.attn2.to_k = torch.nn.Linear(width, module.attn2.to_k.out_features, bias=False)
+    assert f"The connected model is {name}. {EXIST}" in sentence(apply, model=patched)
+
+
+def test_a_transformer_without_adapters(apply):
+    """HunyuanDiT, Anima and the like are called as ComfyUI calls them."""
+    model = type("HunyuanDiT", (), {"diffusion_model": torch.nn.Linear(1, 1)})()
+    told = f"The connected model is HunyuanDiT, for which IP-Adapters are not supported. {EXIST}"
+    assert told in sentence(apply, model=SimpleNamespace(model=model))
 
 
 def test_a_distilled_unet(apply):

@@ -1,46 +1,18 @@
 """One pass at the published sizes with random weights: SD 1.5's UNet, ViT-H and a plus adapter, from the picture to a latent."""
 
 import gc
-import threading
-import time
 import weakref
 
-import psutil
 import pytest
 import torch
 
 from support import lab, quick
-from support.held import reachable, tensor_bytes
+from support.held import Peak, reachable, tensor_bytes
 
 GB = 1 << 30
 NAME = "ip-adapter-plus_real-size_sd15.safetensors"
 STEPS, LATENT = 1, (16, 16)
 WIDTHS = [320] * 2 + [640] * 2 + [1280] * 5 + [640] * 3 + [320] * 3  # of SD 1.5's cross-attentions without the middle block
-
-
-class Peak:
-    """The most memory this process has held while the block ran, sampled, in bytes above what it held before."""
-
-    def __enter__(self):
-        self.process = psutil.Process()
-        self.before = self.bytes = self.process.memory_info().rss
-        self.running = True
-        self.thread = threading.Thread(target=self.watch)
-        self.thread.start()
-        return self
-
-    def watch(self):
-        while self.running:
-            self.bytes = max(self.bytes, self.process.memory_info().rss)
-            time.sleep(0.05)
-
-    def __exit__(self, *_):
-        self.running = False
-        self.thread.join()
-
-    @property
-    def grown(self) -> int:
-        return self.bytes - self.before
 
 
 def apply(pack, model, adapter, encoder):

@@ -5,25 +5,11 @@ import pytest
 import torch
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 
+from support import synth
 from support import whole_transformer as whole
 from support.whole_transformer import comfyui_noise, diffusers_noise, error
 
 RELATIVE = 1e-4  # of what the adapter changes; float32 through 57 or 38 blocks in two implementations
-
-
-@pytest.fixture(scope="module")
-def host(pack):
-    return whole.parts()
-
-
-@pytest.fixture(scope="module")
-def models(comfy):
-    return {arch: whole.Transformer(arch) for arch in ("flux", "sd3")}
-
-
-@pytest.fixture(scope="module")
-def apply(host, models):
-    return whole.applying(host, models)
 
 
 @pytest.mark.parametrize("arch", ["flux", "sd3"])
@@ -33,9 +19,15 @@ def test_the_two_transformers_are_the_same_without_an_adapter(models, arch):
     assert (one.plain - want).norm() / want.norm() < 1e-5
 
 
-@pytest.mark.parametrize("tokens", [4, 16])
-def test_xlabs_predicts_as_diffusers(apply, models, tokens):
+CONTROL = [[synth.noise(f"control {i}", (1, 24, whole.WIDTH["flux"]), 0.3) for i in blocks] for blocks in (range(19), range(19, 57))]
+
+
+@pytest.mark.parametrize(("tokens", "control"), [(4, None), (16, None), (4, CONTROL)], ids=["v1", "v2", "v1 beside a ControlNet"])
+def test_xlabs_predicts_as_diffusers(apply, models, tokens, control):
+    """control: what a ControlNet gives for double and single blocks."""
     flux, state = models["flux"], whole.xlabs(tokens)
+    theirs, ours = ({} if control is None else dict(zip(names, control, strict=True)) for names in (
+        ("controlnet_block_samples", "controlnet_single_block_samples"), ("input", "output")))  # fmt: skip
     flux.reference._load_ip_adapter_weights([{**state, "image_proj": whole.xlabs(4)["image_proj"]}], low_cpu_mem_usage=False)
     proj = ImageProjection(whole.FEATURES, whole.TEXT["flux"], tokens)  # whose count diffusers' loader knows by the published widths alone
     proj.load_state_dict({key.replace("proj", "image_embeds"): value for key, value in state["image_proj"].items()})
@@ -43,17 +35,23 @@ def test_xlabs_predicts_as_diffusers(apply, models, tokens):
     for processor in flux.reference.attn_processors.values():
         processor.scale = [0.7]
     images = whole.features("flux-xlabs")
-    want = diffusers_noise(flux.reference, "flux", flux.call, [images[:, None]])
-    got = comfyui_noise(apply("flux-xlabs", state=state, weight=0.7), "flux", flux.call)
+    want = diffusers_noise(flux.reference, "flux", flux.call, [images[:, None]], **theirs)
+    got = comfyui_noise(apply("flux-xlabs", state=state, weight=0.7), "flux", flux.call, control=ours or None)
     assert (want - flux.plain).norm() / flux.plain.norm() > 0.05
     assert error(got, want, flux.plain) < RELATIVE
 
 
-def test_sd3_predicts_as_diffusers(apply, models):
-    sd3 = models["sd3"]
-    sd3.reference._load_ip_adapter_weights(whole.sd3(), low_cpu_mem_usage=False)
-    for processor in sd3.reference.attn_processors.values():
+@pytest.fixture(scope="module")
+def sd3(models):
+    """With diffusers' adapter on its reference, which takes it once."""
+    found = models["sd3"]
+    found.reference._load_ip_adapter_weights(whole.sd3(), low_cpu_mem_usage=False)
+    for processor in found.reference.attn_processors.values():
         processor.scale = 0.7
+    return found
+
+
+def test_sd3_predicts_as_diffusers(apply, sd3):
     images = whole.features("sd3-instantx")
     patched = apply("sd3-instantx", weight=0.7)
     for sigma in (0.7, 0.3):
@@ -62,6 +60,34 @@ def test_sd3_predicts_as_diffusers(apply, models):
         got = comfyui_noise(patched, "sd3", sd3.call, sigma)
         assert (want - plain).norm() / plain.norm() > 0.05
         assert error(got, want, plain) < RELATIVE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_sd3_where_the_models_own_norms_are_next_to_nothing(host, dtype):
+    """What a norm has put out cannot be had back by dividing; in float16 not even where it is small."""
+    reference = whole.reference("sd3")
+    small = torch.tensor([0.0, -1e-30, 1e-6, 1e-3]).repeat(16)
+    with torch.no_grad():
+        reference.transformer_blocks[3].attn.norm_q.weight.copy_(small)
+        reference.transformer_blocks[30].attn.norm_k.weight.copy_(small)
+    model, call, images = whole.comfyui("sd3", reference, dtype), whole.given("sd3"), whole.features("sd3-instantx")
+    plain = diffusers_noise(reference, "sd3", call)
+    rounding = (comfyui_noise(model, "sd3", call) - plain).norm()
+    patched = host.apply(model, host.as_adapter(whole.sd3()), (images,), (torch.zeros_like(images),), host.Settings(weight=0.7))
+    got = comfyui_noise(patched, "sd3", call)
+    reference._load_ip_adapter_weights(whole.sd3(), low_cpu_mem_usage=False)
+    for processor in reference.attn_processors.values():
+        processor.scale = 0.7
+    want = diffusers_noise(reference, "sd3", call, images)
+    assert (got - want).norm() < 2 * rounding + (RELATIVE if dtype == torch.float32 else 0.02) * (want - plain).norm()
+
+
+def test_sd3_beside_a_controlnet_predicts_as_diffusers(apply, sd3):
+    """What it gives for each block but the last, in which diffusers leaves it out."""
+    control = [synth.noise(f"control {i}", (1, 24, whole.WIDTH["sd3"]), 0.3) for i in range(38)]
+    want = diffusers_noise(sd3.reference, "sd3", sd3.call, whole.features("sd3-instantx"), block_controlnet_hidden_states=control)
+    got = comfyui_noise(apply("sd3-instantx", weight=0.7), "sd3", sd3.call, control={"output": control[:37]})
+    assert error(got, want, sd3.plain) < RELATIVE
 
 
 class InstantX:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from support import archive, needs
 from support.convert import to_prompt
-from support.rig import CACHE, PACK, REPO, SUPPORT, example, make_models
+from support.rig import PACK, RANDOM_MODELS, REPO, SUPPORT, example, make_models
 from support.server import Server
 
 COMFYUI_WRITES = {"custom_nodes", "extra_model_paths.yaml", "input", "models", "output", "server.log", "temp", "user"}
@@ -55,7 +55,7 @@ def server(base, home, comfy_root):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HOME", "USERPROFILE"):
             patch.setenv(name, str(home))
-        with Server(sys.executable, comfy_root, base, {"tiny_models_pack": SUPPORT / "tiny_models_pack"}, CACHE / "models") as started:
+        with Server(sys.executable, comfy_root, base, {"tiny_models_pack": SUPPORT / "tiny_models_pack"}, RANDOM_MODELS) as started:
             yield started
 
 
@@ -64,9 +64,9 @@ def first_run(base, server, comfy_root) -> dict:
     """The history of the first example, as the archive has it."""
     first = base / "custom_nodes" / PACK / "workflows" / example("01").name
     prompt = to_prompt(json.loads(first.read_text()), server.get("/object_info"))
-    missing = [name for name in needs.models(prompt) if not (CACHE / "models" / name).exists()]
+    missing = [name for name in needs.models(prompt) if not (RANDOM_MODELS / name).exists()]
     if missing:
-        make_models(sys.executable, comfy_root, CACHE / "models", missing)
+        make_models(sys.executable, comfy_root, RANDOM_MODELS, missing)
     return server.wait(server.queue(prompt))
 
 

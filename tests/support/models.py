@@ -15,14 +15,15 @@ from safetensors.torch import save_file
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from support import lab, onnx_faces, synth
-from support.needs import is_sdxl
+from support import lab, onnx_faces, synth, whole_transformer
+from support.needs import arch_of, is_sdxl
 
 ENCODER_SHAPES = {  # name contains -> hidden width, projection, input size
     "bigg": (1664, 1280, 224),
     "vit-g": (1664, 1280, 224),
     "336": (1024, 768, 336),
     "large": (1024, 768, 224),
+    "sigclip": (1152, 0, 384),
     "": (1280, 1024, 224),
 }
 ADAPTER_FAMILIES = (  # pattern of the published name -> family of synth.adapter; the first that is found
@@ -37,6 +38,11 @@ ADAPTER_FAMILIES = (  # pattern of the published name -> family of synth.adapter
     (r"sdxl(?!.*vit-h)|vit-G", "base_vit_g"),
     (r"", "base"),
 )
+TRANSFORMERS = {  # part of the published name -> what makes a narrow one; the first that is found
+    "instantx-flux": lambda: whole_transformer.instantx(features=1152),
+    "instantx-sd3.5": lambda: whole_transformer.sd3(features=1152),
+    "flux-ip-adapter": lambda: whole_transformer.xlabs(tokens=16, features=768),
+}
 ATTENTIONS = {  # (diffusers' names of a UNet's transformers, their depth), in the order of an adapter's keys
     "sd15": (
         ([f"down_blocks_{b}_attentions_{a}" for b in (0, 1, 2) for a in (0, 1)], 1),
@@ -56,38 +62,54 @@ ATTENTIONS = {  # (diffusers' names of a UNet's transformers, their depth), in t
 def fill(module: torch.nn.Module, seed: int) -> None:
     """Random weights that keep activations near unit size: matrices by their fan-in, norms one, biases zero."""
     generator = torch.Generator().manual_seed(seed)
-    for name, p in module.named_parameters():
+    for name, p in synth.weights(module):
         if p.dim() > 1:
-            scale = 1.0 if "embedding" in name else p[0].numel() ** -0.5
+            scale = 1.0 if "embedding" in name or name == "pos_embed" else p[0].numel() ** -0.5
             p.data = torch.randn(p.shape, generator=generator).mul_(scale).to(p.dtype)
-        elif name.endswith("weight"):
+        elif name.endswith(("weight", "scale")):
             p.data.fill_(1.0)
         elif p.dim():
             p.data.zero_()
 
 
-def small_vae(latent_scale: float):
-    """A TAESD whose pictures are grey with a deviation of 0.2, for latents of that scale factor."""
+def small_vae(scale: float, shift: float = 0.0, channels: int = 4):
+    """A TAESD whose pictures are grey with a deviation of 0.2, for latents of that scale and shift."""
     import comfy.taesd.taesd
 
-    model = comfy.taesd.taesd.TAESD()
+    model = comfy.taesd.taesd.TAESD(latent_channels=channels)
     fill(model, 3)
-    out = model.taesd_decoder(torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(3)))
+    out = model.taesd_decoder(torch.randn(1, channels, 32, 32, generator=torch.Generator().manual_seed(3)))
     last, gain = model.taesd_decoder[-1], 0.2 / out.std()
     last.weight.mul_(gain)
     last.bias.copy_(0.5 - out.mean((0, 2, 3)) * gain)
-    model.vae_scale.fill_(latent_scale)
+    model.vae_scale.fill_(scale)
+    model.vae_shift.fill_(shift)
     return model
 
 
+def configuration(arch: str, pack):
+    """ComfyUI's configuration of a narrow model."""
+    if arch == "flux":
+        sizes = dict(image_model="flux", in_channels=16, out_channels=16, patch_size=2, depth=19, depth_single_blocks=38, mlp_ratio=4.0,
+                     theta=10000, qkv_bias=True, guidance_embed=True, vec_in_dim=768)  # fmt: skip
+        return pack.NarrowFlux({**sizes, **pack.FLUX, "dtype": torch.float16})
+    if arch == "sd35":
+        text = {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 64 * pack.SD35_DEPTH}}
+        sizes = dict(in_channels=16, out_channels=16, patch_size=2, depth=pack.SD35_DEPTH, num_blocks=38, input_size=None, qk_norm="rms",
+                     adm_in_channels=2048, context_embedder_config=text, num_patches=64 * 64, pos_embed_max_size=64,
+                     pos_embed_scaling_factor=None)  # fmt: skip
+        return pack.NarrowSD35({**sizes, "dtype": torch.float16})
+    narrow = pack.NarrowSDXL if arch == "sdxl" else pack.NarrowSD15
+    return narrow({**lab.CONF[arch], "model_channels": pack.WIDTH, "dtype": torch.float16})
+
+
 def checkpoint(path: Path, pack) -> None:
-    """A narrow UNet, short text encoders and a TAESD in ComfyUI's own checkpoint layout."""
+    """A narrow UNet or transformer, short text encoders and a TAESD in ComfyUI's own checkpoint layout."""
     import comfy.model_management
     import comfy.model_patcher
     import comfy.sd
 
-    arch, narrow = ("sdxl", pack.NarrowSDXL) if is_sdxl(path.name) else ("sd15", pack.NarrowSD15)
-    config = narrow({**lab.CONF[arch], "model_channels": pack.WIDTH, "dtype": torch.float16})
+    config = configuration(arch_of(path.name), pack)
     config.set_inference_dtype(torch.float16, None)
     unet = config.get_model({}, "")
     if "kolors" in path.name.lower():  # a stand-in for Kolors, which ComfyUI cannot load: SDXL's layout with Kolors' text projection
@@ -95,25 +117,40 @@ def checkpoint(path: Path, pack) -> None:
     fill(unet.diffusion_model, 1)
     clip = comfy.sd.CLIP(config.clip_target({}))
     fill(clip.cond_stage_model, 2)
-    vae = comfy.sd.VAE(sd=small_vae(config.latent_format.scale_factor).state_dict())
+    latents = config.latent_format
+    vae = comfy.sd.VAE(sd=small_vae(latents.scale_factor, getattr(latents, "shift_factor", 0.0), latents.latent_channels).state_dict())
     device = comfy.model_management.get_torch_device()
     comfy.sd.save_checkpoint(str(path), comfy.model_patcher.ModelPatcher(unet, device, device), clip, vae)
 
 
 def encoder(path: Path, pack) -> None:
-    """A CLIP Vision encoder with the published widths and two layers."""
+    """A CLIP Vision encoder, or SigLIP with its pooling head, with the published widths and two layers."""
     width, projection, size = next(shape for part, shape in ENCODER_SHAPES.items() if part in path.name.lower())
     config = dict(model_type="clip_vision_model", num_channels=3, patch_size=14, num_hidden_layers=2, intermediate_size=width)
-    config |= dict(hidden_size=width, projection_dim=projection, image_size=size, **pack.ENCODERS[width])
+    config |= dict(hidden_size=width, image_size=size, **({"projection_dim": projection} if projection else {}), **pack.ENCODERS[width])
     model = pack.make_encoder(config).model
     fill(model, 4)
-    save_file({key: value.half().contiguous() for key, value in model.state_dict().items()}, path)
+    state = {key: value.half().contiguous() for key, value in model.state_dict().items()}
+    save_file(state if projection else {**state, **pooling_head(width)}, path)
+
+
+def pooling_head(width: int) -> dict[str, torch.Tensor]:
+    """SigLIP's, which is no part of ComfyUI's model."""
+    state: dict[str, torch.Tensor] = {"probe": synth.noise("probe", (1, 1, width), 1.0)}
+    synth.linear(state, "attention.out_proj", width, width)
+    synth.linear(state, "attention.in_proj", 3 * width, width)
+    state = {key.replace("in_proj.", "in_proj_"): value for key, value in state.items()}
+    synth.norm(state, "layernorm", width)
+    synth.linear(state, "mlp.fc1", width, width)
+    synth.linear(state, "mlp.fc2", width, width)
+    return {f"vision_model.head.{key}": value.half() for key, value in state.items()}
 
 
 def adapter(path: Path, pack) -> None:
-    """An adapter of the family that its published name means, as wide as the narrow UNet."""
+    """An adapter of the family that its published name means, as wide as the narrow model."""
+    make = next((make for part, make in TRANSFORMERS.items() if part in path.name), None)
     family = next(family for pattern, family in ADAPTER_FAMILIES if re.search(pattern, path.name))
-    state = synth.adapter(family, "sdxl" if is_sdxl(path.name) else "sd15")
+    state = make() if make else synth.adapter(family, "sdxl" if is_sdxl(path.name) else "sd15")
     synth.save_adapter({group: {key: value.half() for key, value in part.items()} for group, part in state.items()}, path)
 
 

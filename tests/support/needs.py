@@ -46,6 +46,12 @@ def is_sdxl(name: str) -> bool:
     return re.search(r"xl|proteus|kolors|plus_general|pony|illustrious", name, re.IGNORECASE) is not None
 
 
+def arch_of(name: str) -> str:
+    """ "flux", "sd35", "sdxl" or "sd15", by a file's name."""
+    found = re.search(r"flux|sd3\.5", name, re.IGNORECASE)
+    return found[0].lower().replace(".", "") if found else "sdxl" if is_sdxl(name) else "sd15"
+
+
 def models(prompt: Prompt) -> list[str]:
     """The files under models/ that the prompt names, such as "ipadapter/ip-adapter_sd15.safetensors", presets included."""
     found = []

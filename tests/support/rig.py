@@ -1,5 +1,6 @@
 """A server with the pack and the tiny models: what the tests, the workflow check and the demo all start."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +18,9 @@ from support.server import Server
 SUPPORT = Path(__file__).resolve().parent
 REPO = SUPPORT.parents[1]
 CACHE = REPO / ".cache"
+MAKERS = ("lab.py", "models.py", "onnx_faces.py", "synth.py", "tiny_models_pack/__init__.py", "whole_transformer.py")
+# Named by the code that makes them, so that other code never takes those of before
+RANDOM_MODELS = CACHE / f"models-{hashlib.sha256(b''.join((SUPPORT / name).read_bytes() for name in MAKERS)).hexdigest()[:8]}"
 PACK = "ipadapter-image-prompts"
 SAVERS = {".ipadpt": "18", ".safetensors": "13"}  # the example whose node writes such files
 
@@ -55,7 +59,7 @@ class Rig:
     ):
         self.comfy, self.base, self.python, self.real = comfy, base, python, real and models is not None
         base.mkdir(parents=True, exist_ok=True)
-        self.models = models or CACHE / "models"
+        self.models = models or RANDOM_MODELS
         self.models.mkdir(parents=True, exist_ok=True)
         packs = {PACK: REPO} if self.real else {PACK: REPO, "tiny_models_pack": SUPPORT / "tiny_models_pack"}
         packs |= {name: SUPPORT / name for name in extra}
@@ -75,19 +79,27 @@ class Rig:
         self.provide(prompt)
         return prompt
 
-    def provide(self, *prompts: convert.Prompt) -> None:
-        """Make the random models, stand-in pictures and saved references that the prompts name and that are not there yet."""
+    def provide(self, *prompts: convert.Prompt) -> bool:
+        """Make the random models, stand-in pictures and saved references that the prompts name and that are not there yet.
+
+        Says whether there were any: then an open editor needs a look at the lists of files.
+        """
+        new = False
         for name in sorted({name for prompt in prompts for name in needs.pictures(prompt)}):
             picture = self.base / "input" / name
             if not picture.exists():
                 picture.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(self.comfy / "input" / "example.png", picture)
+                new = True
         missing = {name for prompt in prompts for name in needs.models(prompt) if not (self.models / name).exists()}
         if missing and not self.real:
             make_models(self.python, self.comfy, self.models, sorted(missing))
+            new = True
         for name in sorted({name for prompt in prompts for name in needs.saved(prompt)}):
             if not (self.base / "input" / name).exists():
                 self.save(name)
+                new = True
+        return new
 
     def save(self, name: str) -> None:
         """Put a file of saved embeds or faces into input/: one that the pack's own example has written to output/."""

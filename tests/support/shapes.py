@@ -161,26 +161,34 @@ def _art():
     return shapes | linear("encoder_hid_proj.image_projection_layers.0.image_embeds", 8192, 768)
 
 
+READ = "adapters for SD1.5, SDXL, Kolors, Flux (XLabs, InstantX) and SD3.5 Large (InstantX) are read"
+UNREAD = "no node here reads it; " + READ
+
+
+def unread(model):
+    return f"no node here reads adapters for {model} models; {READ}: take one of those, and its model"
+
+
 # what it is: (shapes under the file's own names, family, the sentence that says so, bytes in fp16 as above)
-UNREAD = "no node here reads it; adapters for SD1.5, SDXL, Kolors, Flux (XLabs, InstantX) and SD3.5 Large (InstantX) are read"
 FOREIGN = {
     "InstantCharacter": (_instant_character(), "flux-instantcharacter",
-                         "this is an InstantCharacter adapter: " + UNREAD, None),
+                         "this is an InstantCharacter adapter: no node here reads it; "
+                         "for Flux the adapters by XLabs and InstantX are read", None),
     "Instruct": (_instruct(), "instruct", "this is an IP-Adapter-Instruct file: " + UNREAD, None),
     "MIP": (flat(standard(1280, 2048), layers("sdxl") | {"1.text_to_weight.weight": (1, 640)}), "mip",
             "this is a MIP-Adapter file: " + UNREAD, None),
     "CSGO": (_csgo(), "csgo", "this is a CSGO file: " + UNREAD, None),
-    "HunyuanDiT": (_hunyuan(), "hunyuandit", "this is a HunyuanDiT adapter: " + UNREAD, None),
+    "HunyuanDiT": (_hunyuan(), "hunyuandit", "this is a HunyuanDiT adapter: " + unread("HunyuanDiT"), None),
     "Anima SigLIP2": ({"resampler.latents": (1, 32, 1024), "resampler.time_proj.weight": (1024, 320),
                        "ip_cross_attns.0.to_k_ip.weight": (2048, 2048)}, "anima-siglip2",
-                      "this is an Anima adapter (SigLIP2): " + UNREAD, None),
+                      "this is an Anima adapter (SigLIP2): " + unread("Anima"), None),
     "Anima PE-Core": ({"ip_centroid": (1024,), "to_k_ip.0.weight": (2048, 1024), "ip_gate.0": ()}, "anima-pe-core",
-                      "this is an Anima adapter (PE-Core): " + UNREAD, None),
+                      "this is an Anima adapter (PE-Core): " + unread("Anima"), None),
     "Art": (_art(), "art", "this is an IP-Adapter-Art file: " + UNREAD, None),
-    "SD2.1": (flat(standard(1024, 1024), layers("sd21")), "standard", "this is an adapter for SD2.x: " + UNREAD, None),
+    "SD2.1": (flat(standard(1024, 1024), layers("sd21")), "standard", "this is an adapter for SD2.x: " + unread("SD2.x"), None),
     "SSD-1B": (flat(standard(1280, 2048), layers("ssd1b")), "other",
-               "this is an adapter for a UNet with 40 cross-attention layers and context width 2048: "
-               "SD1.5 has 16 and 768, SDXL 70 and 2048; distilled models (SSD-1B) have no adapter that could be used here", None),
+               "this is an adapter for a UNet with 40 cross-attention layers and context width 2048 (SSD-1B): "
+               "SD1.5 has 16 and 768, SDXL 70 and 2048; take an adapter for one of those, and its model", None),
 }
 
 

@@ -122,10 +122,15 @@ def adapter(family, arch, sizes=TINY):
     return {"image_proj": image_proj(family, ctx), "ip_adapter": ip_layers(arch, sizes, lora)}
 
 
+def weights(module):
+    """(name, tensor) of all parameters and buffers with fractions: SD3's position table is a buffer, and ComfyUI leaves it unset."""
+    return [(key, p) for key, p in (*module.named_parameters(), *module.named_buffers()) if p.is_floating_point()]
+
+
 def fill(module, name):
-    """Fill every parameter and buffer-free weight of a module with synthetic noise, in place."""
+    """Fill every parameter and buffer of a module with synthetic noise, in place."""
     with torch.no_grad():
-        for key, p in module.named_parameters():
+        for key, p in weights(module):
             if p.dim() <= 1:
                 v = noise(f"{name}.{key}", p.shape, 0.1)
                 if key.endswith("weight"):

@@ -1,6 +1,7 @@
 """The examples' thumbnails, made by running them on the tiny world: what goes in, what comes out without and with the adapter.
 
-Started by `python3 dev.py thumbnails`. The world has no faces: the pictures of those examples are drawn.
+Started by `python3 dev.py thumbnails`. The world has no faces: the pictures of those examples are drawn. It has no Flux and no SD3.5
+either: theirs are drawn too, and show what goes in and the model's name, for what comes out was not seen.
 """
 
 import argparse
@@ -18,34 +19,54 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support import needs, sheet
 from support.convert import Prompt, to_prompt, without_adapters
 from support.demo import world_models
-from support.rig import Rig, adapter_nodes, examples
+from support.rig import REPO, Rig, adapter_nodes, examples
 from support.world_models import scenes_module
 
 CARD, GAP = 480, 12
+PICTURES, MASK = REPO / "web" / "pictures", "left half"
 DRAWN = re.compile("Face")
+BASES = {"flux-ip-adapter": ("Flux.1 dev", "XLabs' adapter"), "instantx-flux": ("Flux.1 dev", "InstantX's adapter"),
+         "instantx-sd3.5": ("SD3.5 Large", "InstantX's adapter")}  # fmt: skip
 FRAMES = 3
+
+
+def put(found: Image.Image, pictures: list[Image.Image], title: str, left: int, top: int, width: int, height: int) -> None:
+    """A titled row of pictures."""
+    pen, font = ImageDraw.Draw(found), ImageFont.load_default(20)
+    side = min(height - 30, (width - GAP * (len(pictures) - 1)) // len(pictures))
+    pen.text((left + width / 2, top + 12), title, fill="black", font=font, anchor="mm")
+    start = left + (width - side * len(pictures) - GAP * (len(pictures) - 1)) // 2
+    for i, picture in enumerate(pictures):
+        method = Image.Resampling.LANCZOS if picture.width > side else Image.Resampling.NEAREST
+        found.paste(picture.resize((side, side), method), (start + i * (side + GAP), top + 28))
 
 
 def card(references: list[Image.Image], rows: dict[str, list[Image.Image]]) -> Image.Image:
     """A square: the references above, then each titled row of results."""
     found = Image.new("RGB", (CARD, CARD), "white")
-    pen, font = ImageDraw.Draw(found), ImageFont.load_default(20)
-
-    def put(pictures: list[Image.Image], title: str, left: int, top: int, width: int, height: int) -> None:
-        side = min(height - 30, (width - GAP * (len(pictures) - 1)) // len(pictures))
-        pen.text((left + width / 2, top + 12), title, fill="black", font=font, anchor="mm")
-        start = left + (width - side * len(pictures) - GAP * (len(pictures) - 1)) // 2
-        for i, picture in enumerate(pictures):
-            method = Image.Resampling.LANCZOS if picture.width > side else Image.Resampling.NEAREST
-            found.paste(picture.resize((side, side), method), (start + i * (side + GAP), top + 28))
-
-    put(references, "reference" if len(references) == 1 else "references", GAP, 6, CARD - 2 * GAP, 190)
+    put(found, references, "reference" if len(references) == 1 else "references", GAP, 6, CARD - 2 * GAP, 190)
     wide = any(len(pictures) > 1 for pictures in rows.values())
     for i, (title, pictures) in enumerate(rows.items()):
         if wide:
-            put(pictures, title, GAP, 200 + 140 * i, CARD - 2 * GAP, 140)
+            put(found, pictures, title, GAP, 200 + 140 * i, CARD - 2 * GAP, 140)
         else:
-            put(pictures, title, GAP + 234 * i, 206, 222, 262)
+            put(found, pictures, title, GAP + 234 * i, 206, 222, 262)
+    return found
+
+
+def named(path: Path) -> Image.Image | None:
+    """Of an example for Flux or SD3.5: its references and which model it is for; None for any other."""
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    values = [(node["type"], node["widgets_values"][0]) for node in nodes if node["widgets_values"]]
+    base = next((base for start, base in BASES.items() if any(str(value).startswith(start) for _, value in values)), None)
+    if base is None:
+        return None
+    names = [value.replace(" ", "_") for kind, value in values if kind == "IPAdapterExamplePicture" and value != MASK]
+    found, pictures = Image.new("RGB", (CARD, CARD), "white"), [Image.open(PICTURES / f"{name}.webp").convert("RGB") for name in names]
+    put(found, pictures, "reference" if len(pictures) == 1 else "references", GAP, 40, CARD - 2 * GAP, 290 - 40 * (len(pictures) - 1))
+    pen = ImageDraw.Draw(found)
+    for text, size, top in ((base[0], 60, 376), (base[1], 28, 436)):
+        pen.text((CARD / 2, top), text, fill="black", font=ImageFont.load_default(size), anchor="mm")
     return found
 
 
@@ -97,6 +118,8 @@ def shown(rig: Rig, prompt: Prompt) -> list[Image.Image]:
 
 def thumbnail(rig: Rig, path: Path, number: int) -> Image.Image:
     """Of the example with this number in the list, which decides what its references show."""
+    if drawn_card := named(path):
+        return drawn_card
     raw: Prompt = sheet.with_loaders(to_prompt(json.loads(path.read_text(encoding="utf-8")), rig.info))
     if any(DRAWN.search(node["class_type"]) for node in raw.values()):
         return drawn("Animation" in path.stem)

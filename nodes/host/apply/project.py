@@ -139,7 +139,7 @@ def apply_features(
     key = (tokens_key, swapped, moved, tuple(heads.values()))
     kv, patcher = adapter.kv(tuple(numbered), heads, dtype, key, tokens)
     count = next(kv.slots[number].tokens for number, layer in numbered.items() if layer.t not in moved) // sides.pictures
-    application = Application(kv=kv, patcher=patcher, tokens=count, outside=base == "Flux double", **common)
+    application = Application(kv=kv, patchers=(patcher,), tokens=count, outside=base == "Flux double", **common)
     patcher.held.layouts.add(application.layouts)
     add_application(work, application)
     return work
@@ -174,10 +174,12 @@ def _timed(
         tell_once(f"{adapter.name} attends to the picture itself too: its weight is on what comes out, and embeds_scaling has no effect.")
     joined = settings.joined and replace(settings.joined, apart=True)
     key = sides.key, settings.per_latent, tuple(heads.values()), dtype
-    timed = Timed(make, adapter.own_norms(), adapter, key)
+    rows = [len(side[0]) if settings.per_latent else 1 for side in (sides.negative[0], sides.positive[0])]
+    size = sum(rows) * sides.pictures * adapter.info.tokens * 2 * sum(adapter.widths[number] for number in heads) * dtype.itemsize
+    timed = Timed(make, adapter.own_norms(), adapter, key, size)
     return Application(
         kv=KV(torch.empty(0), {}),
-        patcher=adapter.patcher,
+        patchers=(adapter.patcher, timed.patcher),
         tokens=adapter.info.tokens,
         timed=timed,
         **{**common, "scaling": "V only", "joined": joined},

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ....ipadapter_core.adapter.attention import KV
-from ....ipadapter_core.adapter.layers import Layer, Weight
+from ....ipadapter_core.adapter.layers import STREAMS, Layer, Weight
 from .kv_patcher import KVPatcher
 from .layout_cache import LayoutCache
-from .timed import Timed
+from .timed import Norms, Timed
 from .windows import Window
 
 
@@ -47,17 +46,17 @@ class Joined:
 class Application:
     """One adapter applied with one set of tokens. Immutable: copies of a model share it.
 
-    kv: one row for each set of tokens; patcher: by which ComfyUI loads them. negative, positive: the row of each latent on that
-    side; the last one goes on. tokens: those of one picture; several may stand side by side in a row. weights: t -> weight.
-    window: None for all of the sampling. mask [n, H, W]; cubic: how it is brought to the grid of a layer. joined: where the pictures
-    of a row have weights and regions of their own, instead of one mask and weight. timed: of an adapter whose K and V change with the
-    timestep; `kv` is empty then, and `at` gives the application of a timestep. outside: on a transformer's block, whether it is added to
-    what comes out of the block, instead of to the attention in it.
+    kv: one row for each set of tokens; patchers: by which ComfyUI loads them, and what makes them while sampling. negative, positive:
+    the row of each latent on that side; the last one goes on. tokens: those of one picture; several may stand side by side in a row.
+    weights: t -> weight. window: None for all of the sampling. mask [n, H, W]; cubic: how it is brought to the grid of a layer. joined:
+    where the pictures of a row have weights and regions of their own, instead of one mask and weight. timed: of an adapter whose K and V
+    change with the timestep; `kv` is empty then, and `at` gives the application of a timestep. outside: on a transformer's block, whether
+    it is added to what comes out of the block, instead of to the attention in it.
     For people to see: the adapter's name, and `away`, the t where the picture is on the negative side.
     """
 
     kv: KV
-    patcher: KVPatcher | Any
+    patchers: tuple[KVPatcher | Any, ...]
     negative: tuple[int, ...]
     positive: tuple[int, ...]
     tokens: int
@@ -77,11 +76,15 @@ class Application:
     def __deepcopy__(self, memo: dict) -> Application:
         return self
 
-    def at(self, timestep: float, device: torch.device) -> Application:
-        """Itself, or with the K and V of the timestep."""
-        if self.timed is None:
-            return self
-        return self.timed.current(timestep, device, lambda kv: replace(self, kv=kv, layouts=self.layouts.beside()))
+    def at(self, timestep: float, norms: Norms) -> Application:
+        """With the K and V of the timestep, for a model with these norms."""
+        assert self.timed is not None
+        return self.timed.current(timestep, norms, lambda kv: replace(self, kv=kv, layouts=self.layouts.beside()))
+
+    @property
+    def on_blocks(self) -> bool:
+        """Whether it stands on a transformer's blocks, whose queries come with their heads in front."""
+        return all(layer.name in STREAMS for layer in self.layers.values())
 
     @property
     def per_latent(self) -> bool:

@@ -26,7 +26,7 @@ def base_of(model: Any) -> str:
     inner, name = model.model.diffusion_model, type(model.model).__name__
     if isinstance(inner, Flux) and not getattr(inner.params, "global_modulation", False):
         return _flux(inner, "Flux")
-    if isinstance(model.model, getattr(comfy.model_base, "Chroma", ())) and hasattr(inner, "double_blocks"):
+    if type(model.model) is getattr(comfy.model_base, "Chroma", None):
         return _flux(inner, "Chroma")
     if isinstance(model.model, comfy.model_base.SD3):
         count = len(inner.joint_blocks)

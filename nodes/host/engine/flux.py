@@ -8,20 +8,19 @@ and picture alike (attention_processor.py of InstantX/FLUX.1-dev-IP-Adapter).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from types import CodeType
 from typing import Any
 
 import comfy.ldm.flux.math as flux_math
-import torch
 from comfy.ldm.flux.layers import DoubleStreamBlock
 from torch import Tensor
 
 from .application import Application
-from .block_patch import Block, BlockPatch, attend_with, overridden, placed
+from .block_patch import OVERRIDE, Block, BlockPatch, attend_with, overridden, placed
+from .laid_out import plus, plus_in_place
 from .layer_patch import Acting, Plan
 
-Seen = Callable[[Tensor, Tensor], Tensor]  # (q [b, h, n, d], attention's output [b, n, h d]) -> the output to go on with
+Seen = Callable[[Tensor, Tensor], Tensor]  # (q [b, h, n, d], attention's output [b, n, h d], added to in place) -> the output
 
 
 class FluxPatch(BlockPatch):
@@ -40,21 +39,22 @@ class FluxPatch(BlockPatch):
                 return out
             attend = attend_with(heads, block.options)
             if not double:
-                return self.images(out, q, inside, attend, placed(plan, out.shape[1], text))
-            images = self.images(out[:, text:], q, inside, attend, placed(plan, q.shape[2], 0))
-            return torch.cat([out[:, :text], images], 1)
+                return self.images(out, q, inside, attend, placed(plan, out.shape[1], text), plus_in_place)
+            self.images(out[:, text:], q, inside, attend, placed(plan, q.shape[2], 0), plus_in_place)
+            return out
 
-        out = (_by_hooks if has_hooks() else _by_override)(block, self.previous is None, see)
+        out = (_by_hooks if HOOKS else _by_override)(block, self.previous is None, see)
         if outside and queries:
             q = queries[-1]
             attend = attend_with(q.shape[1], block.options)
-            out = {**out, "img": self.images(out["img"], q, outside, attend, placed(plan, q.shape[2], 0))}
+            out = {**out, "img": self.images(out["img"], q, outside, attend, placed(plan, q.shape[2], 0), plus)}
         return out
 
 
 def _by_hooks(block: Block, bare: bool, see: Seen) -> dict[str, Any]:
     """By the patches that newer cores call around a block's attention, for this block alone."""
     patches = block.options.get("patches", {})
+    shared = OVERRIDE in block.options or bool(patches.get("attn1_output_patch"))  # another pack may keep what it gives
     queries: list[Tensor] = []
 
     def before(q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ def _by_hooks(block: Block, bare: bool, see: Seen) -> dict[str, Any]:
         return {}
 
     def after(out: Tensor, extra_options: Mapping[str, Any]) -> Tensor:
-        return see(queries[-1], out)
+        return see(queries[-1], out.clone() if shared else out)
 
     ours = {"attn1_patch": before, "attn1_output_patch": after}
     patches = {**patches, **{kind: [*patches.get(kind, ()), one] for kind, one in ours.items()}}
@@ -84,12 +84,10 @@ def _by_override(block: Block, bare: bool, see: Seen) -> dict[str, Any]:
     return block.run({**block.args, "pe": None if bare else pe, "transformer_options": overridden(block.options, around)})
 
 
-@lru_cache
-def has_hooks() -> bool:
-    """Whether this core calls attn1_patch and attn1_output_patch in Flux's blocks."""
-    return {"attn1_patch", "attn1_output_patch"} <= _constants(DoubleStreamBlock.forward.__code__)
-
-
 def _constants(code: CodeType) -> set[Any]:
     found = {one for one in code.co_consts if isinstance(one, str)}
     return found.union(*(_constants(one) for one in code.co_consts if isinstance(one, CodeType)))
+
+
+# Whether this core calls these patches in Flux's blocks
+HOOKS = {"attn1_patch", "attn1_output_patch"} <= _constants(DoubleStreamBlock.forward.__code__)

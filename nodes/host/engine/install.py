@@ -11,19 +11,18 @@ from .application import Application
 from .block_patch import BlockPatch
 from .chunks import chunks_of, describe_conds, remember_conds
 from .flux import FluxPatch
-from .layer_patch import PLAN, Acting, LayerPatch, Plan, applications, current_sigma, layer_patches
+from .layer_patch import APPLIED, PLAN, Acting, LayerPatch, Plan, applications, current_sigma, layer_patches
 from .layout import layout_of
 from .sd3 import SD3Patch
 from .unet import compute_dtype
 from .watch import watching
 
 KEY = "ipadapter"  # of our wrappers and callbacks
-_STREAMS = ("double", "single")  # of a transformer's blocks
 
 
 def add_application(model: Any, application: Application) -> None:
     """Put an application on the layers of a ModelPatcher (a fresh clone) whose weight is not zero."""
-    if all(layer.name in _STREAMS for layer in application.layers.values()):
+    if application.on_blocks:
         _on_blocks(model, application)
     else:
         _on_attentions(model, application)
@@ -41,7 +40,9 @@ def add_application(model: Any, application: Application) -> None:
 
 
 def _on_blocks(model: Any, application: Application) -> None:
-    standing = model.model_options.get("transformer_options", {}).get("patches_replace", {}).get("dit", {})
+    options = model.model_options["transformer_options"]
+    options[APPLIED] = (*options.get(APPLIED, ()), application)
+    standing = options.get("patches_replace", {}).get("dit", {})
     kind = FluxPatch if application.timed is None else SD3Patch
     for layer in application.layers.values():
         name = f"{layer.name}_block"
@@ -88,7 +89,7 @@ def prepare_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     elif any(application.window for application in found) or any(patch.joined for patch in patches):
         plan.sigma = current_sigma(options)
     dtype, sampling = compute_dtype(executor.class_obj), executor.class_obj.model_sampling
-    acting: dict[Application, Acting | None] = {}
+    acting = plan.acting
     if found:
         chunks = chunks_of(options, x.shape[0], (x.shape[-2], x.shape[-1]))
         plan.watching = watching(options, chunks)
@@ -99,8 +100,8 @@ def prepare_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
             if strength:
                 current = application
                 if application.timed is not None and sigma is not None:
-                    application.timed.settle(executor.class_obj.diffusion_model.joint_blocks, x.device, dtype)
-                    current = application.at(float(sampling.timestep(torch.tensor(sigma))), x.device)
+                    norms = application.timed.settle(executor.class_obj.diffusion_model.joint_blocks, x.device, dtype)
+                    current = application.at(float(sampling.timestep(torch.tensor(sigma))), norms)
                 layout = layout_of(current, chunks, x.device, dtype)
             acting[application] = None if layout is None else Acting(layout, strength)
     for patch in patches:

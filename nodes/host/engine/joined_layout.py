@@ -24,7 +24,21 @@ from ....ipadapter_core.adapter.layers import Layer
 from ....ipadapter_core.adapter.masks import Area, level_size
 from .application import Application, Shown
 from .chunks import Chunks
-from .laid_out import AROUND, Attended, LaidOut, Masks, Size, size_of, tell_unplaced, with_around
+from .laid_out import (
+    AROUND,
+    Attended,
+    LaidOut,
+    Masks,
+    Plus,
+    Size,
+    for_each_row,
+    plus,
+    shared_rows,
+    size_of,
+    spread,
+    tell_unplaced,
+    with_around,
+)
 
 Showing = tuple[Shown | None, ...]  # each picture of an attention on one side, None where it is off
 
@@ -44,17 +58,21 @@ class JoinedLayout(LaidOut):
     parts: dict[int, tuple[Part, ...]]
 
     def add(
-        self, out: Tensor, q: Tensor, attend: Callable[..., Tensor], layer: Layer, options: Mapping[str, Any], strength: float
+        self,
+        out: Tensor,
+        q: Tensor,
+        attend: Callable[..., Tensor],
+        layer: Layer,
+        options: Mapping[str, Any],
+        strength: float,
+        plus: Plus = plus,
     ) -> Tensor:
         for k, v, factor, regions, _ in self.parts[layer.key]:
             bias, cover = (None, None) if regions is None else regions.of(out.shape[1], options)
-            image = image_attention(q, k, v, attend if regions is None else partial(attend, mask=bias))
+            image = image_attention(q, *self.dealt(k, v), attend if regions is None else partial(attend, mask=bias))
             if isinstance(factor, Tensor):
-                image, factor = image * factor, 1.0
-            if cover is None:
-                out = torch.add(out, image, alpha=factor * strength)
-            else:
-                out = torch.addcmul(out, image, cover, value=factor * strength)
+                factor, cover = 1.0, factor if cover is None else factor * cover
+            out = plus(out, image, factor * strength, cover)
         return out
 
     def attended(self, layer: Layer, count: int, tokens: int, options: Mapping[str, Any]) -> tuple[Attended, ...]:
@@ -142,6 +160,8 @@ def lay_out_joined(application: Application, chunks: Chunks, device: torch.devic
     joined = application.joined
     assert joined is not None
     index = runs([application.negative[0] if side else application.positive[0] for side in chunks.negative])
+    if application.timed is not None:
+        index = for_each_row(index, chunks)
     sides = [row == application.negative[0] for row in index]
     rows = select_rows(application.kv.rows, index).to(device, dtype)
     kv = KV(rows, application.kv.slots)
@@ -156,7 +176,8 @@ def lay_out_joined(application: Application, chunks: Chunks, device: torch.devic
             return None
         key = (level, pictures, *((side, *map(id, each)) for side, each in shown.items()))
         if key not in regions:
-            regions[key] = Regions(shown, application.tokens, len(index), grid, chunks, device, dtype)
+            rows = chunks.rows if application.on_blocks else len(index)
+            regions[key] = Regions(shown, application.tokens, rows, grid, chunks, device, dtype)
             size = level_size(*chunks.size, level)
             regions[key].make(size[0] * size[1], size)
         return regions[key]
@@ -185,7 +206,12 @@ def lay_out_joined(application: Application, chunks: Chunks, device: torch.devic
     if application.masks:
         tell_unplaced(chunks)
     copied = rest + (0 if own else rows.nbytes)
-    return JoinedLayout(None if alike else chunks.rows, chunks.size if regions else None, dtype, copied, parts)
+    deal = None
+    if application.on_blocks:
+        deal = shared_rows(len(index), chunks, device)
+        for number, made in parts.items():
+            parts[number] = tuple(part._replace(k=spread(part.k, chunks.rows), v=spread(part.v, chunks.rows)) for part in made)
+    return JoinedLayout(None if alike else chunks.rows, chunks.size if regions else None, dtype, copied, deal, parts)
 
 
 def _grids(application: Application, chunks: Chunks, device: torch.device) -> Callable[[Tensor, int, Size], Tensor]:

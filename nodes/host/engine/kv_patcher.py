@@ -10,8 +10,6 @@ import comfy.model_patcher
 import torch
 from torch import Tensor, nn
 
-from .layout_cache import LayoutCache
-
 
 class HeldKV(nn.Module):
     """K and V rows [r, s]. What was laid out of them on a device goes when they are moved away from it."""
@@ -19,7 +17,7 @@ class HeldKV(nn.Module):
     def __init__(self, rows: Tensor):
         super().__init__()
         self.rows = nn.Parameter(rows, requires_grad=False)
-        self.layouts: weakref.WeakSet[LayoutCache] = weakref.WeakSet()
+        self.layouts: weakref.WeakSet[Any] = weakref.WeakSet()  # a LayoutCache, or what has its `copied` and `clear`
 
     def _apply(self, fn: Any, recurse: bool = True) -> HeldKV:
         device = self.rows.device
@@ -53,6 +51,12 @@ def kv_patcher(rows: Tensor) -> KVPatcher:
     patcher = KVPatcher(model, comfy.model_management.get_torch_device(), torch.device("cpu"))  # system memory, whatever the flags say
     patcher.cached_patcher_init = (_another, (model.held,))  # by which newer cores make one for another device
     return patcher
+
+
+def empty_patcher() -> KVPatcher:
+    """Of nothing but what is laid out."""
+    with torch.inference_mode(False):
+        return kv_patcher(torch.empty(0))
 
 
 def _another(held: HeldKV) -> KVPatcher:

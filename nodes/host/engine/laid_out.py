@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from ....ipadapter_core.adapter.masks import Area, mask_to_tokens, take, token_s
 from .chunks import Chunks, tell_once
 
 Size = tuple[int, int]
+Plus = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 AROUND = "ipadapter_around"  # in a transformer block's options: how many tokens stand before and behind the picture's
 
 
@@ -31,18 +32,33 @@ class Attended(NamedTuple):
     scale: Tensor | float
 
 
+def plus(out: Tensor, image: Tensor, factor: float, mask: Tensor | None) -> Tensor:
+    """out + factor * mask * image."""
+    return torch.add(out, image, alpha=factor) if mask is None else torch.addcmul(out, image, mask, value=factor)
+
+
+def plus_in_place(out: Tensor, image: Tensor, factor: float, mask: Tensor | None) -> Tensor:
+    """plus, where nobody else holds `out`."""
+    return out.add_(image, alpha=factor) if mask is None else out.addcmul_(image, mask, value=factor)
+
+
 @dataclass
 class LaidOut(ABC):
     """An application laid out for one kind of model call.
 
     rows: the rows of q that it is made for, None where all are alike. size: the latent's, None where it does not matter.
-    copied: bytes of K and V that are not the application's own.
+    copied: bytes of K and V that are not the application's own. deal: on a transformer's block, the row of K and V that each row of q
+    takes, None where they have as many rows as q.
     """
 
     rows: int | None
     size: Size | None
     dtype: torch.dtype
     copied: int
+    deal: Tensor | None
+
+    def dealt(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return (k, v) if self.deal is None else (k.index_select(0, self.deal), v.index_select(0, self.deal))
 
     def fits(self, q: Tensor, options: Mapping[str, Any]) -> bool:
         """Whether it is made for the rows, the latents and the dtype that a layer is given."""
@@ -54,7 +70,14 @@ class LaidOut(ABC):
 
     @abstractmethod
     def add(
-        self, out: Tensor, q: Tensor, attend: Callable[..., Tensor], layer: Layer, options: Mapping[str, Any], strength: float
+        self,
+        out: Tensor,
+        q: Tensor,
+        attend: Callable[..., Tensor],
+        layer: Layer,
+        options: Mapping[str, Any],
+        strength: float,
+        plus: Plus = plus,
     ) -> Tensor:
         """`out` [b, n, c] of a layer plus the image attention of q [b, n, c] or [b, h, n, d], `strength` times its weight.
 
@@ -118,6 +141,23 @@ class Masks:
             return torch.cat([each[area].expand(self.chunks.rows // len(areas), -1, -1) for area in areas])
         (one,) = each.values()
         return one if len(one) == 1 else one.repeat(len(self.chunks.negative), 1, 1)
+
+
+def for_each_row(index: Sequence[int], chunks: Chunks) -> Sequence[int]:
+    """What neighbours among the call's rows share, for each of them; what all share as it is."""
+    return index if len(index) == 1 else [row for row in index for _ in range(chunks.rows // len(index))]
+
+
+def shared_rows(rows: int, chunks: Chunks, device: torch.device) -> Tensor | None:
+    """LaidOut.deal for `rows` of K and V that neighbours among the call's rows share; None where that is one row or each its own."""
+    if rows in (1, chunks.rows):
+        return None
+    return torch.arange(rows, device=device).repeat_interleave(chunks.rows // rows)
+
+
+def spread(part: Tensor, rows: int) -> Tensor:
+    """K or V [1, ...] for each of `rows`, as a view; others as they are."""
+    return part.expand(rows, -1, -1, -1) if part.shape[0] == 1 else part
 
 
 def with_around(grid: Tensor, around: tuple[int, int]) -> Tensor:

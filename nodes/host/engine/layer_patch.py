@@ -17,6 +17,7 @@ from .laid_out import LaidOut
 from .layout import layout_of
 
 PLAN = "ipadapter_plan"  # the Plan of a model call in transformer_options
+APPLIED = "ipadapter_applied"  # the Applications on a transformer's blocks in transformer_options: other packs' patches may hide ours
 
 
 class Acting(NamedTuple):
@@ -32,12 +33,14 @@ class Plan:
 
     sigma: None if nobody asks. layouts: layer number -> the patch there, and each of its applications as it acts in this call,
     None for one that does not. Keyed by number, since a key that is new at every apply would make torch.compile start anew.
+    acting: the same by application, for patches on blocks that another pack calls.
     watching: what is told of each application in each layer, with the text attention's output. size: (height, width) of the latents;
     text: tokens of the text in front of the picture's, on a transformer.
     """
 
     sigma: float | None = None
     layouts: dict[int, tuple[LayerPatch, tuple[Acting | None, ...]]] = field(default_factory=dict)
+    acting: dict[Application, Acting | None] = field(default_factory=dict)
     watching: tuple[Callable[..., None], ...] = ()
     size: tuple[int, int] = (0, 0)
     text: int = 0
@@ -101,7 +104,7 @@ class LayerPatch:
     def models(self) -> list:
         """K and V, which are all of the adapter that sampling needs, and what the patch that stood here before needs."""
         previous = self.previous.models() if hasattr(self.previous, "models") else []  # type: ignore[union-attr]
-        return [*previous, *(application.patcher for application in self.applications)]
+        return [*previous, *(patcher for application in self.applications for patcher in application.patchers)]
 
     def copy(self) -> LayerPatch:
         return type(self)(self.layer, self.previous, self.applications, list(self.joined))
@@ -137,4 +140,5 @@ def layer_patches(options: Mapping[str, Any]) -> dict[Any, LayerPatch]:
 
 def applications(options: Mapping[str, Any]) -> list[Application]:
     """Those of our patches in transformer_options, in the order in which they were applied."""
-    return list(dict.fromkeys(application for patch in layer_patches(options).values() for application in patch.applications))
+    found = [application for patch in layer_patches(options).values() for application in patch.applications]
+    return list(dict.fromkeys([*found, *options.get(APPLIED, ())]))

@@ -15,7 +15,7 @@ from ....ipadapter_core.adapter.masks import Area, level_size, take
 from .application import Application
 from .chunks import Chunks, tell_once
 from .joined_layout import lay_out_joined
-from .laid_out import Attended, LaidOut, Masks, Size, tell_unplaced
+from .laid_out import Attended, LaidOut, Masks, Plus, Size, for_each_row, plus, shared_rows, spread, tell_unplaced
 from .layout_cache import LayoutKey
 
 
@@ -28,14 +28,19 @@ class Layout(LaidOut):
     masks: Masks | None
 
     def add(
-        self, out: Tensor, q: Tensor, attend: Callable[..., Tensor], layer: Layer, options: Mapping[str, Any], strength: float
+        self,
+        out: Tensor,
+        q: Tensor,
+        attend: Callable[..., Tensor],
+        layer: Layer,
+        options: Mapping[str, Any],
+        strength: float,
+        plus: Plus = plus,
     ) -> Tensor:
         """`out` of a layer plus the image attention, `strength` times its weight."""
-        image = image_attention(q, *self.kv[layer.key], attend)
-        factor = self.factor[layer.key] * strength
-        if self.masks is None:
-            return torch.add(out, image, alpha=factor)
-        return torch.addcmul(out, image, self.masks.of(layer.t, out.shape[1], options), value=factor)
+        image = image_attention(q, *self.dealt(*self.kv[layer.key]), attend)
+        mask = None if self.masks is None else self.masks.of(layer.t, out.shape[1], options)
+        return plus(out, image, self.factor[layer.key] * strength, mask)
 
     def attended(self, layer: Layer, count: int, tokens: int, options: Mapping[str, Any]) -> tuple[Attended, ...]:
         k, v = self.kv[layer.key]
@@ -67,6 +72,8 @@ def _lay_out(application: Application, chunks: Chunks, device: torch.device, dty
     index = [_at(application.negative if side else application.positive, latent) for side in negative for latent in latents]
     if not (scaled and listed):
         index = runs(index)
+    if application.timed is not None:
+        index = for_each_row(index, chunks)
     rows = select_rows(application.kv.rows, index).to(device, dtype)
     kv = KV(rows, application.kv.slots)
 
@@ -81,20 +88,21 @@ def _lay_out(application: Application, chunks: Chunks, device: torch.device, dty
         if scaled:
             scale = torch.tensor(weight, device=device, dtype=dtype) if single else each(weight)[..., None]
             k, v = scale_kv(k, v, application.scaling, scale, k.shape[2] // application.tokens)
-        pairs[number] = k, v
+        pairs[number] = (spread(k, chunks.rows), spread(v, chunks.rows)) if application.on_blocks else (k, v)
         factor[number] = weight if single and not scaled else 1.0
 
     # A factor for each latent: its weight, or 0 and 1 where K and V carry the weight, so that 0 is exactly off.
     weights = {t: each([float(x != 0) for x in w] if scaled else w) for t, w in listed.items()}
     own = rows.data_ptr() == application.kv.rows[index[0]].data_ptr()
-    copied = sum(part.nbytes for pair in pairs.values() for part in pair) if scaled else 0 if own else rows.nbytes
+    copied = sum(part[: len(index)].nbytes for pair in pairs.values() for part in pair) if scaled else 0 if own else rows.nbytes
+    deal = shared_rows(len(index), chunks, device) if application.on_blocks else None
     if application.mask is None:
         alike = len(index) == 1 and not weights
         masks = Masks(None, weights, chunks, device, dtype) if weights else None
-        return Layout(None if alike else chunks.rows, None, dtype, copied, pairs, factor, masks)
+        return Layout(None if alike else chunks.rows, None, dtype, copied, deal, pairs, factor, masks)
     alike = len(index) == 1 and not application.per_latent and len(set(chunks.areas or (None,))) == 1
     masks = _masks(application, weights, chunks, device, dtype)
-    return Layout(None if alike else chunks.rows, chunks.size, dtype, copied, pairs, factor, masks)
+    return Layout(None if alike else chunks.rows, chunks.size, dtype, copied, deal, pairs, factor, masks)
 
 
 def _masks(
