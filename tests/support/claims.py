@@ -34,9 +34,9 @@ def of_family(family: str) -> Iterator[tuple[str, Measure]]:
     for weight in WEIGHTS[1:]:
         yield f"Image Prompt, weight {weight:g}", lambda w, n, x=weight: measures_prompt.weighted(w, n, family, x)
     yield "Image Prompt as IPAdapter Plus", lambda w, n: measures_prompt.weighted(w, n, family, method="as IPAdapter Plus")
-    for weight in (0.5, 0.75):
-        name = f"Image Prompt, text names the background, weight {weight:g}"
-        yield name, lambda w, n, x=weight: measures_prompt.text_and_picture(w, n, family, x)
+    for weight, start in ((0.5, 0.0), (1.0, 0.4)):
+        name = f"Image Prompt, text names the background, weight {weight:g}" + (f" from {start:g} on" if start else "")
+        yield name, lambda w, n, x=weight, s=start: measures_prompt.text_and_picture(w, n, family, x, s)
     yield "Image Prompt, two halves by region", lambda w, n: measures_prompt.halves(w, n, family)
     yield "with the LoRA", lambda w, n: measures_beside.with_lora(w, n, family)
     yield ON_FINE_TUNED, lambda w, n: measures_beside.fine_tuned(w, n, family)

@@ -15,14 +15,15 @@ PUBLISHED = "as published"
 
 
 def image_prompt(
-    world: World, family: str, references: list[tuple[Tensor, Tensor | None]], weight: float = 1.0, method: str = PUBLISHED
-) -> Any:
+    world: World, family: str, references: list[tuple[Tensor, Tensor | None]], weight: float = 1.0, method: str = PUBLISHED,
+    start_at: float = 0.0,
+) -> Any:  # fmt: skip
     """The model with references [1, h, w, 3], each with its region or none, on it."""
     chain = None
     for image, region in references:
         given = dict(image=image, weight=1.0, role="everything", fit="center crop", tiles=2, region=region, more=chain)
         (chain,) = lab.call(world.node("ImagePromptReference"), **given)
-    given = dict(weight=weight, join="side by side", method=method, clip_vision=world.encoder)
+    given = dict(weight=weight, join="side by side", method=method, start_at=start_at, clip_vision=world.encoder)
     return lab.call(world.node("ImagePrompt"), model=world.model, ipadapter=world.adapter(family), reference=chain, **given)[0]
 
 
@@ -30,9 +31,14 @@ def weighted(world: World, n: int, family: str, weight: float = 1.0, method: str
     return single(world, n, lambda part, first: image_prompt(world, family, [(part, None)], weight, method), batch=1)
 
 
-def text_and_picture(world: World, n: int, family: str, weight: float) -> Shares:
+def text_and_picture(world: World, n: int, family: str, weight: float, start_at: float) -> Shares:
+    """The text names the background; from `start_at` on the picture, which shows another, is there too."""
     wanted, pictures, others, captions = with_other_background(world, n)
-    made = world.made(pictures, captions, lambda part, first: image_prompt(world, family, [(part, None)], weight), batch=1)
+
+    def model_of(part: Tensor, first: int) -> Any:
+        return image_prompt(world, family, [(part, None)], weight, start_at=start_at)
+
+    made = world.made(pictures, captions, model_of, batch=1)
     return of_text_and_picture(world, made, wanted, others)
 
 
