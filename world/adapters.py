@@ -20,7 +20,7 @@ from .scenes import ATTRIBUTES, Scene, caption, draw, get, random_scene, with_va
 
 COUNT, BATCH = 9000, 32
 DIFFERS = 0.9  # of the references whose caption names something
-FAMILIES = {"standard": (3000, 1e-3), "plus": (1000, 2e-4)}  # steps and learning rate; plus goes on from what warm.py made
+FAMILIES = {"standard": (3000, 1e-3), "plus": (2200, 3e-4)}  # steps and learning rate; plus goes on from what warm.py made
 
 
 def sample(index: int) -> tuple[Scene, frozenset[str], Scene]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from support import measure_maps, measures, measures_beside
+from support import measure_maps, measures, measures_beside, measures_prompt
 from support.measures import Shares
 from support.proof import World
 
@@ -31,8 +31,13 @@ def of_family(family: str) -> Iterator[tuple[str, Measure]]:
     for combine in ("concat", "average"):
         yield f"two references, {combine}", lambda w, n, c=combine: measures.several(w, n, family, c)
     yield "embeds saved and loaded", lambda w, n: measures.saved_embeds(w, n, family)
-    for method in ("as published", "as IPAdapter Plus"):
-        yield f"Image Prompt {method}", lambda w, n, m=method: measures_beside.published(w, n, family, m)
+    for weight in WEIGHTS[1:]:
+        yield f"Image Prompt, weight {weight:g}", lambda w, n, x=weight: measures_prompt.weighted(w, n, family, x)
+    yield "Image Prompt as IPAdapter Plus", lambda w, n: measures_prompt.weighted(w, n, family, method="as IPAdapter Plus")
+    for weight, start in ((0.5, 0.0), (1.0, 0.4)):
+        name = f"Image Prompt, text names the background, weight {weight:g}" + (f" from {start:g} on" if start else "")
+        yield name, lambda w, n, x=weight, s=start: measures_prompt.text_and_picture(w, n, family, x, s)
+    yield "Image Prompt, two halves by region", lambda w, n: measures_prompt.halves(w, n, family)
     yield "with the LoRA", lambda w, n: measures_beside.with_lora(w, n, family)
     yield ON_FINE_TUNED, lambda w, n: measures_beside.fine_tuned(w, n, family)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from support.proof import Share, World
+from support.proof import BATCH, Share, World
 
 Shares = dict[str, Share]
 MAIN = ("shape", "colour", "background")
@@ -35,10 +35,10 @@ def text_alone(world: World, n: int) -> Shares:
     return {"shape and colour": both, **world.agreement(made, wanted, ALL)}
 
 
-def single(world: World, n: int, model_of: Callable[[Tensor, int], Any]) -> Shares:
+def single(world: World, n: int, model_of: Callable[[Tensor, int], Any], batch: int = BATCH) -> Shares:
     """Neutral text, a reference for each picture; model_of(references, first) gives the model of a batch."""
     wanted, pictures = world.references("single", n)
-    return world.agreement(world.made(pictures, neutral(n), model_of), wanted, ALL)
+    return world.agreement(world.made(pictures, neutral(n), model_of, batch), wanted, ALL)
 
 
 def weighted(world: World, n: int, family: str, weight: float, model: Any = None, **options: Any) -> Shares:
@@ -50,16 +50,26 @@ def without(world: World, n: int) -> Shares:
     return single(world, n, lambda part, first: world.model)
 
 
-def text_and_picture(world: World, n: int, family: str, weight: float = 1.0) -> Shares:
-    """The text names the background, the picture shows shape and another background."""
+def with_other_background(world: World, n: int) -> tuple[list[Any], Tensor, list[str], list[str]]:
+    """References as scenes and pictures, and for each a background that it does not show, as a colour and as the text that names it."""
     wanted, pictures = world.references("single", n)
     others = [next(one for one in world.scenes.COLOURS if one not in (s.things[0].colour, s.things[0].background)) for s in wanted]
-    made = world.made(pictures, [f"{one} background" for one in others], lambda part, first: world.apply(family, part, weight))
-    found = world.read(made)
+    return wanted, pictures, others, [f"{one} background" for one in others]
+
+
+def of_text_and_picture(world: World, made: Tensor, wanted: list[Any], others: list[str]) -> Shares:
+    found, n = world.read(made), len(wanted)
     shape = [a["shape"] == scene.things[0].shape for a, scene in zip(found, wanted, strict=True)]
     background = [a["background"] == one for a, one in zip(found, others, strict=True)]
     both = sum(a and b for a, b in zip(shape, background, strict=True))
     return {"shape of the picture": Share(sum(shape), n), "background of the text": Share(sum(background), n), "both": Share(both, n)}
+
+
+def text_and_picture(world: World, n: int, family: str, weight: float = 1.0) -> Shares:
+    """The text names the background, the picture shows shape and another background."""
+    wanted, pictures, others, captions = with_other_background(world, n)
+    made = world.made(pictures, captions, lambda part, first: world.apply(family, part, weight))
+    return of_text_and_picture(world, made, wanted, others)
 
 
 def sides(world: World, n: int) -> tuple[list[Any], Tensor, list[Any], Tensor]:
@@ -83,13 +93,16 @@ def halves(world: World, n: int, family: str, weight: float = 1.0) -> Shares:
         model = world.apply(family, part, weight, attn_mask=masks[0])
         return world.apply(family, right_pictures[first : first + len(part)], weight, model=model, attn_mask=masks[1])
 
-    made = world.made(left_pictures, [TWO_SHAPES] * n, model_of)
+    return of_halves(world, world.made(left_pictures, [TWO_SHAPES] * n, model_of), left, right)
+
+
+def of_halves(world: World, made: Tensor, left: list[Any], right: list[Any]) -> Shares:
     shares: Shares = {}
     for side, scenes in enumerate((left, right)):
         found = world.read(made, side)
         for name in MAIN:
             right_ones = sum(a[name] == world.scenes.get(b, name) for a, b in zip(found, scenes, strict=True))
-            shares[f"{'left' if side == 0 else 'right'} {name}"] = Share(right_ones, n)
+            shares[f"{'left' if side == 0 else 'right'} {name}"] = Share(right_ones, len(scenes))
     return shares
 
 

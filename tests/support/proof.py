@@ -96,12 +96,12 @@ class World:
         (found,) = self.nodes.common_ksampler(model, seed, STEPS, GUIDANCE, "ddim", "normal", *texts, latent)
         return self.vae.decode(found["samples"]).reshape(n, 64, 64, 3).clamp(0, 1)
 
-    def made(self, references: Tensor, captions: Sequence[str], model_of: Any, seed: int = 1) -> Tensor:
-        """Pictures for references [n, ...] and captions, BATCH at a time; model_of(references, first) gives the model of a batch."""
+    def made(self, references: Tensor, captions: Sequence[str], model_of: Any, batch: int = BATCH) -> Tensor:
+        """Pictures for references [n, ...] and captions, `batch` at a time; model_of(references, first) gives the model of a batch."""
         parts = []
-        for first in range(0, len(captions), BATCH):
-            part = references[first : first + BATCH]
-            parts.append(self.sample(model_of(part, first), captions[first : first + BATCH], seed + first))
+        for first in range(0, len(captions), batch):
+            part = references[first : first + batch]
+            parts.append(self.sample(model_of(part, first), captions[first : first + batch], 1 + first))
         return torch.cat(parts)
 
     def read(self, made: Tensor, half: int | None = None) -> list[dict[str, str]]:

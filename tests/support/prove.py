@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, required=True, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    torch.set_grad_enabled(False)
     with tempfile.TemporaryDirectory() as base:
         for folder in ("models", "input", "output", "custom_nodes", "temp", "user"):
             (Path(base) / folder).mkdir()
