@@ -83,11 +83,17 @@ def sides(world: World, n: int) -> tuple[list[Any], Tensor, list[Any], Tensor]:
     return tuple(found)  # type: ignore[return-value]
 
 
+def half_masks() -> Tensor:
+    """[2, 1, 64, 64]: the left and the right half of a picture."""
+    masks = torch.zeros(2, 1, 64, 64)
+    masks[0, ..., :32] = masks[1, ..., 32:] = 1
+    return masks
+
+
 def halves(world: World, n: int, family: str, weight: float = 1.0) -> Shares:
     """Two references in the two halves of a picture by attn_mask; the text says that there are two shapes, not which."""
     left, left_pictures, right, right_pictures = sides(world, n)
-    masks = torch.zeros(2, 1, 64, 64)
-    masks[0, ..., :32] = masks[1, ..., 32:] = 1
+    masks = half_masks()
 
     def model_of(part: Tensor, first: int) -> Any:
         model = world.apply(family, part, weight, attn_mask=masks[0])

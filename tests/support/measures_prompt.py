@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from support import lab
-from support.measures import TWO_SHAPES, Shares, of_halves, of_text_and_picture, sides, single, with_other_background
+from support.measures import TWO_SHAPES, Shares, half_masks, of_halves, of_text_and_picture, sides, single, with_other_background
 from support.proof import World
 
 PUBLISHED = "as published"
@@ -44,8 +43,7 @@ def text_and_picture(world: World, n: int, family: str, weight: float, start_at:
 
 def halves(world: World, n: int, family: str) -> Shares:
     left, left_pictures, right, right_pictures = sides(world, n)
-    masks = torch.zeros(2, 1, 64, 64)
-    masks[0, ..., :32] = masks[1, ..., 32:] = 1
+    masks = half_masks()
 
     def model_of(part: Tensor, first: int) -> Any:
         return image_prompt(world, family, [(part, masks[0]), (right_pictures[first : first + 1], masks[1])])
