@@ -12,7 +12,7 @@ import pytest
 from support.rig import REPO, examples
 
 FILES, BLUEPRINTS = examples(), sorted((REPO / "subgraphs").glob("*.json"))
-LARGEST = 2380, 1200  # units; a window of 1920 x 1080 then shows them at a zoom at which the editor draws texts
+LARGEST = 2150, 1125  # units; a window of 1920 x 1080 then shows them at a zoom at which the editor draws texts
 TITLE = 30
 # What is drawn of the graph that is open, once it stands still: [left, top, right, bottom] of nodes with their titles, and of groups;
 # labels that do not fit; wires that run under a node. A page that draws the nodes tells their boxes itself, in units at zoom 1.
