@@ -209,6 +209,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as base, Rig(Path(os.environ["COMFYUI_PATH"]), Path(base)) as rig, chromium() as page:
         for file, image in (("lighthouse", lighthouse()), ("portrait", portrait()), ("left", left_half())):
             image.save(rig.base / "input" / f"{file}.png")
+        ran = [GRAPHS[name] for name in names if name in RUN]
+        rig.provide(*({key: {"class_type": kind, "inputs": values} for key, (_, kind, values, *_) in graph.items()} for graph in ran))
         editor = Editor(page, rig.server.url)
         page.request.post(f"{rig.server.url}/settings", data=SETTINGS)
         editor.open()
