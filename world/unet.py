@@ -27,7 +27,7 @@ HEADS = 4
 BATCH, STEPS, RATE = 32, 7000, 8e-4
 TEXT_STEPS = 1000  # after these the text encoder stays as it is, which saves a quarter of the time
 NO_TEXT = 0.1
-WIDE = 4  # of a batch: two pictures side by side, each with its own text, as the halves of a mask have
+WIDE = 8  # of a batch: two pictures side by side, each with its own text, as masks of halves have it
 GAMMA = 5.0  # of min-SNR weighting (arXiv 2303.09556)
 SCHEDULE: dict[str, Any] = dict(
     num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="epsilon",
