@@ -1,4 +1,4 @@
-"""python3 dev.py world: makes the pictures, readers, models and adapters of the tiny world from nothing; goes on where it was stopped.
+"""python3 dev.py world: makes the pictures, reader, models and adapters of the tiny world from nothing; goes on where it was stopped.
 
 Everything comes from fixed seeds. What is made on the way stays in .cache/world; the result is world/models.
 """
@@ -46,16 +46,12 @@ class World:
         log.info("%s: %.0f s", name, time.monotonic() - started)
         return found
 
-    def readers(self) -> None:
-        whole, half = reader.train(WORK, steps=self.steps(reader.STEPS))
-        scenes, pictures = draw_many("test", 4000, 0.0)
-        self.figures["reader of whole pictures"] = reader.accuracy(whole, reader.labels(scenes, tuple(reader.CHOICES)), pictures)
-        scenes, pictures = draw_many("test pairs", 2000, 1.0)
-        self.figures["reader of halves"] = reader.accuracy(half, *reader.halves(scenes, pictures))
-        (MODELS / "readers").mkdir(exist_ok=True)
-        for name, one in (("whole", whole), ("half", half)):
-            state = {key: value.half() if value.is_floating_point() else value for key, value in one.state_dict().items()}
-            save_file(state, MODELS / "readers" / f"{name}.safetensors")
+    def reader(self) -> None:
+        found = reader.train(WORK, steps=self.steps(reader.STEPS))
+        scenes, pictures = draw_many("test", 4000)
+        self.figures["reader"] = reader.accuracy(found, reader.labels(scenes), pictures)
+        state = {key: value.half() if value.is_floating_point() else value for key, value in found.state_dict().items()}
+        save_file(state, MODELS / "reader.safetensors")
 
     def checkpoint(self, scenes: Any, pictures: torch.Tensor) -> tuple[unet.Model, Any]:
         vae = self.timed("autoencoder", lambda: autoencoder.train(pictures, WORK, self.steps(autoencoder.STEPS)))
@@ -66,14 +62,14 @@ class World:
         vae = self.timed("decoder", lambda: autoencoder.refine(vae, pictures, latents, WORK, self.steps(autoencoder.REFINE)))
         tokens = text.tokenizer(self.tokenizer)
         model = self.timed("UNet", lambda: unet.train(scenes, latents, tokens, WORK, self.steps(unet.STEPS)))
-        fresh = draw_many("test", 200, 0.0)[1]
+        fresh = draw_many("test", 200)[1]
         decoded = autoencoder.decode(vae, autoencoder.encode(vae, fresh))
         self.figures["autoencoder, mean difference"] = float((decoded - to_unit(fresh)).abs().mean())
         return model, vae
 
     def run(self) -> None:
         scenes, pictures = self.timed("pictures", lambda: pool(WORK, PICTURES))
-        self.timed("readers", self.readers)
+        self.timed("reader", self.reader)
         model, vae = self.checkpoint(scenes, pictures)
         encoder = self.timed("image encoder", lambda: vision.train(scenes, pictures, WORK, self.steps(vision.STEPS)))
         self.save(model, vae, encoder)

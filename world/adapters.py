@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from training.config import Precompute, Settings
 from training.loop import train as run
 from training.precompute import precompute
 
-from .scenes import ATTRIBUTES, Scene, caption, draw, get, random_scene, with_values
+from .scenes import ATTRIBUTES, Scene, caption, draw, random_scene
 
 COUNT, BATCH = 9000, 32
 DIFFERS = 0.9  # of the references whose caption names something
@@ -26,14 +27,13 @@ FAMILIES = {"standard": (3000, 1e-3), "plus": (2200, 3e-4)}  # steps and learnin
 def sample(index: int) -> tuple[Scene, frozenset[str], Scene]:
     """What is drawn, what the caption says of it, and what the reference shows."""
     rng = random.Random(f"adapter {index}")
-    scene = random_scene(rng, 0.2)
+    scene = random_scene(rng)
     said = frozenset(rng.sample(ATTRIBUTES, rng.choice((0, 0, 1, 1, 2, 3))))
-    if len(scene.things) == 2 or rng.random() >= DIFFERS:
+    if rng.random() >= DIFFERS:
         return scene, said, scene
-    other = random_scene(rng, 0.0)
-    values = {name: get(other, name) for name in said}
-    colours = {name: values.get(name, get(scene, name)) for name in ("colour", "background")}
-    return scene, said, scene if colours["colour"] == colours["background"] else with_values(scene, values)
+    other = random_scene(rng)
+    shown = replace(scene, **{name: getattr(other, name) for name in said})
+    return scene, said, scene if shown.colour == shown.background else shown
 
 
 def write_data(folder: Path, count: int = COUNT) -> None:

@@ -28,7 +28,7 @@ def fit(
 
     `state` is the file that keeps the place.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
     mean = deepcopy(model).requires_grad_(False) if decay else model
     first = 0
     if state.exists():

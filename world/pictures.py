@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .scenes import Scene, Thing, scene_and_picture
+from .scenes import Scene, scene_and_picture
 
 
 def as_tensor(picture: Image.Image) -> Tensor:
@@ -19,9 +19,9 @@ def as_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture.convert("RGB"))).movedim(-1, 0)
 
 
-def draw_many(split: str, count: int, pairs: float = 0.25) -> tuple[list[Scene], Tensor]:
+def draw_many(split: str, count: int) -> tuple[list[Scene], Tensor]:
     """The first `count` scenes and pictures [n, 3, h, w] (uint8) of a split: "train", "test" and so on never share one."""
-    drawn = [scene_and_picture(f"{split} {i}", pairs) for i in range(count)]
+    drawn = [scene_and_picture(f"{split} {i}") for i in range(count)]
     return [scene for scene, _ in drawn], torch.stack([as_tensor(picture) for _, picture in drawn])
 
 
@@ -32,7 +32,7 @@ def pool(folder: Path, count: int) -> tuple[list[Scene], Tensor]:
         scenes, pictures = draw_many("train", count)
         told.write_text(json.dumps([asdict(scene) for scene in scenes]))
         np.save(kept, pictures.numpy())
-    scenes = [Scene(tuple(Thing(**thing) for thing in one["things"]), one["style"]) for one in json.loads(told.read_text())]
+    scenes = [Scene(**one) for one in json.loads(told.read_text())]
     return scenes, torch.from_numpy(np.load(kept))
 
 

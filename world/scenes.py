@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image, ImageDraw
@@ -17,69 +17,39 @@ COLOURS = {
 }  # fmt: skip
 POSITIONS = {"left": (20, 32), "right": (44, 32), "top": (32, 20), "bottom": (32, 44), "middle": (32, 32)}
 SIZES = {"small": 12.5, "big": 18.0}  # radius in pixels
-IN_PAIRS = {"left": (16, 32), "right": (48, 32)}
-PAIR_SCALE = 0.8
 STYLES = ("plain", "striped", "dotted", "outlined")
 NEUTRAL = "a picture"  # a caption that says nothing
 _SCALE = 4  # pictures are drawn larger and averaged down
 
 
 @dataclass(frozen=True)
-class Thing:
-    """A shape on its background. In a picture of two things each has its half of the picture."""
+class Scene:
+    """A shape on its background; the style covers the whole picture."""
 
     shape: str
     colour: str
     size: str
     position: str
     background: str
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One thing, or two side by side; the style covers the whole picture."""
-
-    things: tuple[Thing, ...]
     style: str
 
 
 ATTRIBUTES = ("shape", "colour", "size", "position", "background", "style")
 
 
-def get(scene: Scene, attribute: str, thing: int = 0) -> str:
-    """An attribute of one of a scene's things, or its style."""
-    return scene.style if attribute == "style" else getattr(scene.things[thing], attribute)
-
-
-def with_values(scene: Scene, values: dict[str, str]) -> Scene:
-    """The scene of one thing with some attributes replaced."""
-    style = values.get("style", scene.style)
-    thing = replace(scene.things[0], **{name: value for name, value in values.items() if name != "style"})
-    return Scene((thing,), style)
-
-
-def random_thing(rng: random.Random, position: str | None = None) -> Thing:
+def random_scene(rng: random.Random) -> Scene:
     colour, background = rng.sample(list(COLOURS), 2)
-    place = position or rng.choice(list(POSITIONS))
-    return Thing(rng.choice(SHAPES), colour, rng.choice(list(SIZES)), place, background)
-
-
-def random_scene(rng: random.Random, pairs: float = 0.25) -> Scene:
-    """A scene of one thing, or with the probability `pairs` of two."""
-    places: tuple[str | None, ...] = ("left", "right") if rng.random() < pairs else (None,)
-    return Scene(tuple(random_thing(rng, place) for place in places), rng.choice(STYLES))
+    return Scene(rng.choice(SHAPES), colour, rng.choice(list(SIZES)), rng.choice(list(POSITIONS)), background, rng.choice(STYLES))
 
 
 def caption(scene: Scene, said: frozenset[str] = frozenset(ATTRIBUTES)) -> str:
     """The scene in words; of its attributes only those that are in `said`."""
     parts = []
-    for thing in scene.things:
-        words = [getattr(thing, name) for name in ("size", "colour", "shape") if name in said]
-        if words or "position" in said:
-            words += [] if "shape" in said else ["shape"]
-            parts.append("a " + " ".join(words) + (f" on the {thing.position}" if "position" in said else ""))
-        if "background" in said:
-            parts.append(f"{thing.background} background")
+    words = [getattr(scene, name) for name in ("size", "colour", "shape") if name in said]
+    if words or "position" in said:
+        words += [] if "shape" in said else ["shape"]
+        parts.append("a " + " ".join(words) + (f" on the {scene.position}" if "position" in said else ""))
+    parts += [f"{scene.background} background"] if "background" in said else []
     parts += [scene.style] if "style" in said else []
     return ", ".join(parts) or NEUTRAL
 
@@ -109,28 +79,23 @@ def draw(scene: Scene, rng: random.Random) -> Image.Image:
     """The scene as a picture of SIDE x SIDE, its place and size shaken a little by `rng`."""
     k = _SCALE
     side = SIDE * k
-    picture = Image.new("RGB", (side, side))
+    picture = Image.new("RGB", (side, side), COLOURS[scene.background])
     pen = ImageDraw.Draw(picture)
-    width = side // len(scene.things)
-    for i, thing in enumerate(scene.things):
-        pen.rectangle([i * width, 0, (i + 1) * width - 1, side], fill=COLOURS[thing.background])
-    pair = len(scene.things) == 2
     outlined, line = scene.style == "outlined", 3 * k
     edge: dict[str, Any] = dict(outline=(0, 0, 0), width=line) if outlined else {}
-    for thing in scene.things:
-        x, y = ((place + rng.uniform(-1, 1)) * k for place in (IN_PAIRS if pair else POSITIONS)[thing.position])
-        r = (SIZES[thing.size] * (PAIR_SCALE if pair else 1) + rng.uniform(-0.5, 0.5)) * k
-        fill = COLOURS[thing.colour]
-        if thing.shape in ("circle", "ring"):
-            pen.ellipse([x - r, y - r, x + r, y + r], fill=fill, **edge)
-            if thing.shape == "ring":
-                q = 0.5 * r
-                pen.ellipse([x - q, y - q, x + q, y + q], fill=COLOURS[thing.background], **edge)
-        else:
-            corners = _polygon(thing.shape, x, y, r)
-            pen.polygon(corners, fill=fill)
-            if outlined:
-                pen.line([*corners, *corners[:2]], fill=(0, 0, 0), width=line, joint="curve")
+    x, y = ((place + rng.uniform(-1, 1)) * k for place in POSITIONS[scene.position])
+    r = (SIZES[scene.size] + rng.uniform(-0.5, 0.5)) * k
+    fill = COLOURS[scene.colour]
+    if scene.shape in ("circle", "ring"):
+        pen.ellipse([x - r, y - r, x + r, y + r], fill=fill, **edge)
+        if scene.shape == "ring":
+            q = 0.5 * r
+            pen.ellipse([x - q, y - q, x + q, y + q], fill=COLOURS[scene.background], **edge)
+    else:
+        corners = _polygon(scene.shape, x, y, r)
+        pen.polygon(corners, fill=fill)
+        if outlined:
+            pen.line([*corners, *corners[:2]], fill=(0, 0, 0), width=line, joint="curve")
     if outlined:
         pen.rectangle([0, 0, side - 1, side - 1], outline=(0, 0, 0), width=line)
     picture = picture.resize((SIDE, SIDE), Image.Resampling.BOX)
@@ -152,8 +117,8 @@ def _texture(picture: Image.Image, style: str) -> Image.Image:
     return Image.composite(Image.new("RGB", picture.size, (128, 128, 128)), picture, cover.resize(picture.size, Image.Resampling.BOX))
 
 
-def scene_and_picture(seed: str, pairs: float = 0.25) -> tuple[Scene, Image.Image]:
+def scene_and_picture(seed: str) -> tuple[Scene, Image.Image]:
     """The scene and the picture of a name: the same for the same name on every machine."""
     rng = random.Random(seed)
-    scene = random_scene(rng, pairs)
+    scene = random_scene(rng)
     return scene, draw(scene, rng)

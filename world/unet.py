@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import CLIPTokenizer
 
 from training.loss import generator
@@ -24,7 +27,7 @@ HEADS = 4
 BATCH, STEPS, RATE = 32, 7000, 8e-4
 TEXT_STEPS = 1000  # after these the text encoder stays as it is, which saves a quarter of the time
 NO_TEXT = 0.1
-PAIRS = 0.4  # of a batch: what stands on the right of two is learned last
+WIDE = 8  # of a batch: two pictures side by side, each with its own text, as masks of halves have it
 GAMMA = 5.0  # of min-SNR weighting (arXiv 2303.09556)
 SCHEDULE: dict[str, Any] = dict(
     num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="epsilon",
@@ -45,16 +48,32 @@ class Model(nn.Module):
             sample_size=8, block_out_channels=WIDTHS, cross_attention_dim=text.CONTEXT, attention_head_dim=HEADS,
             down_block_types=down, up_block_types=up,
         )  # fmt: skip
+        for name, part in self.unet.named_modules():
+            if name.endswith("attn2"):
+                part.set_processor(HalvesProcessor())
+
+
+class HalvesProcessor:
+    """Cross-attention in which, where there are twice as many texts as pictures, each half of a wide picture attends to a text of its own.
+
+    As with masks of regions. The first texts are those of the left halves.
+    """
+
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: None = None) -> Tensor:
+        n, positions, _ = hidden_states.shape
+        halves = len(encoder_hidden_states) // n
+        side = math.isqrt(positions // halves)
+        # a picture of two halves -> two pictures
+        x = rearrange(hidden_states, "n (y half x) c -> (half n) (y x) c", half=halves, x=side)
+        parts = attn.to_q(x), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+        q, k, v = (part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in parts)
+        out = attn.to_out[0](scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return rearrange(out, "(half n) (y x) c -> n (y half x) c", half=halves, x=side)
 
 
 def scheduler() -> Any:
     kept = {name: value for name, value in SCHEDULE.items() if name not in ("steps_offset", "set_alpha_to_one")}
     return DDPMScheduler(**kept)
-
-
-def drawn(rows: Tensor, count: int, g: torch.Generator) -> Tensor:
-    """`count` of `rows`, with repetition."""
-    return rows[torch.randint(len(rows), (count,), generator=g)]
 
 
 class Loss:
@@ -63,7 +82,6 @@ class Loss:
     def __init__(self, model: Model, tokens: CLIPTokenizer, scenes: list[Scene], latents: Tensor, seed: str, text_steps: int = TEXT_STEPS):
         self.text_steps = text_steps
         self.model, self.tokens, self.scenes, self.latents, self.seed = model, tokens, scenes, latents, seed
-        self.singles, self.pairs = (torch.tensor([i for i, one in enumerate(scenes) if len(one.things) == n]) for n in (1, 2))
         self.schedule = scheduler()
         alphas = self.schedule.alphas_cumprod
         snr = alphas / (1 - alphas)
@@ -71,17 +89,21 @@ class Loss:
 
     def __call__(self, step: int) -> Tensor:
         g, rng = generator(self.seed, step), random.Random(f"{self.seed} {step}")
-        pairs = round(PAIRS * BATCH)
-        rows = torch.cat([drawn(self.singles, BATCH - pairs, g), drawn(self.pairs, pairs, g)])[torch.randperm(BATCH, generator=g)]
+        rows = torch.randint(len(self.latents), (BATCH,), generator=g)
         captions = ["" if rng.random() < NO_TEXT else caption(self.scenes[row], random_said(rng)) for row in rows.tolist()]
         with torch.set_grad_enabled(step < self.text_steps):
             states = self.model.text(text.ids(self.tokens, captions)).last_hidden_state
-        clean = self.latents[rows]
-        noise = torch.randn(clean.shape, generator=g)
         # one time in each of BATCH equal parts of the schedule
-        times = ((torch.arange(BATCH) + torch.rand(BATCH, generator=g)) * (1000 / BATCH)).long()
+        times = ((torch.arange(BATCH) + torch.rand(BATCH, generator=g)) * (1000 / BATCH)).long()[torch.randperm(BATCH, generator=g)]
+        n = BATCH - 2 * WIDE
+        alone, wide = self.latents[rows[:n]], torch.cat(self.latents[rows[n:]].chunk(2), -1)
+        return (self.squares(alone, times[:n], states[:n], g) + 2 * self.squares(wide, times[n : n + WIDE], states[n:], g)) / BATCH
+
+    def squares(self, clean: Tensor, times: Tensor, states: Tensor, g: torch.Generator) -> Tensor:
+        """Weighted squares of the error, summed over the pictures."""
+        noise = torch.randn(clean.shape, generator=g)
         found = self.model.unet(self.schedule.add_noise(clean, noise, times), times, states).sample
-        return ((found - noise).square().mean((1, 2, 3)) * self.weights[times]).mean()
+        return ((found - noise).square().mean((1, 2, 3)) * self.weights[times]).sum()
 
 
 def train(scenes: list[Scene], latents: Tensor, tokens: CLIPTokenizer, folder: Path, steps: int = STEPS) -> Model:

@@ -26,7 +26,7 @@ from .scenes import Scene, caption
 
 STEPS, BATCH, RATE = 3000, 128, 1e-3
 WIDTH = 64
-TOKENS = 16  # of plus; a full caption of one thing is 13 to 16 with its beginning and end
+TOKENS = 16  # of plus; a full caption is 13 to 16 with its beginning and end
 
 
 @torch.no_grad()
@@ -58,13 +58,12 @@ class Loss:
 def train(
     model: unet.Model, tokens: CLIPTokenizer, encoder: Any, scenes: list[Scene], pictures: Tensor, folder: Path, steps: int = STEPS
 ) -> Path:
-    """The file that the trainer goes on from. Only pictures of one thing are used."""
-    single = [i for i, scene in enumerate(scenes) if len(scene.things) == 1]
+    """The file that the trainer goes on from."""
     checkpoint = new_checkpoint("plus", "SD1.5", attentions_of(model.unet, "SD1.5"), vision.HIDDEN, WIDTH, seed=0)
     adapter = Adapter(checkpoint, identify(shapes_of(checkpoint), "plus.safetensors"))
     projection: Any = adapter.image_proj
     projection.norm_out.load_state_dict(model.text.text_model.final_layer_norm.state_dict())
-    given = Loss(projection, features(encoder, pictures[single]), states(model, tokens, [scenes[i] for i in single]))
+    given = Loss(projection, features(encoder, pictures), states(model, tokens, scenes))
     fit(folder / "warm.pt", projection, given, steps, RATE)
     file = folder / "plus_start.safetensors"
     save_file({name: value.detach().half().contiguous() for name, value in adapter.state_dict().items()}, file)

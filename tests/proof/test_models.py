@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from support import proof_table
-from support.world_models import MODELS, REPO, readers
+from support.world_models import MODELS, REPO, reader
 
 CAPTION = "a big red star on the left, blue background, dotted"
 # ComfyUI and diffusers do the same sums in another order, on half precision files read as float32
@@ -50,6 +50,19 @@ def test_unet(tiny_world, diffusers_side):
         assert close(found, model.unet(x, times, states).sample)
 
 
+def test_each_half_attends_to_its_own_text(diffusers_side):
+    """Of a wide picture with two texts; diffusers' own attention of both says what its halves should be."""
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    attn = diffusers_side[1].unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+    g = torch.Generator().manual_seed(2)
+    x, states = torch.randn(3, 8 * 16, 64, generator=g), torch.randn(6, 32, 768, generator=g)
+    with torch.no_grad():
+        found = attn(x, states)
+        left, right = (AttnProcessor2_0()(attn, x, part).unflatten(1, (8, 16)) for part in states.chunk(2))
+    assert close(found, torch.cat([left[:, :, :8], right[:, :, 8:]], 2).flatten(1, 2))
+
+
 def test_autoencoder(tiny_world, diffusers_side):
     _, _, vae = diffusers_side
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -71,16 +84,14 @@ def test_image_encoder(tiny_world):
     assert close(found["penultimate_hidden_states"], wanted.hidden_states[-2])
 
 
-def test_readers(tiny_world):
+def test_reader(tiny_world):
     """99 % of fresh pictures are read right, each attribute; 1,000 pictures allow for 98.4 % by chance (three standard errors)."""
-    from world import pictures, reader
+    from world.pictures import draw_many
+    from world.reader import accuracy, labels
 
-    scenes, drawn = pictures.draw_many("reader test", 1000, 0.0)
-    whole = reader.accuracy(readers()[0], reader.labels(scenes, tuple(reader.CHOICES)), drawn)
-    assert min(whole.values()) > 0.984, whole
-    scenes, drawn = pictures.draw_many("reader test pairs", 500, 1.0)
-    half = reader.accuracy(readers()[1], *reader.halves(scenes, drawn))
-    assert min(half.values()) > 0.984, half
+    scenes, drawn = draw_many("reader test", 1000)
+    found = accuracy(reader(), labels(scenes), drawn)
+    assert min(found.values()) > 0.984, found
 
 
 def test_files_are_small(tiny_world):

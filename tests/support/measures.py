@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ Shares = dict[str, Share]
 MAIN = ("shape", "colour", "background")
 ALL = ("shape", "colour", "background", "position", "size", "style")
 NEUTRAL = "a picture"
-TWO_SHAPES = "a shape on the left, a shape on the right"
 
 
 def neutral(n: int) -> list[str]:
@@ -30,7 +27,7 @@ def text_alone(world: World, n: int) -> Shares:
     captions = [world.scenes.caption(scene) for scene in wanted]
     made = world.made(torch.zeros(n, 1), captions, lambda part, first: world.model)
     found = world.read(made)
-    both = Share(sum(a["shape"] == world.scenes.get(b, "shape") and a["colour"] == world.scenes.get(b, "colour")
+    both = Share(sum(a["shape"] == b.shape and a["colour"] == b.colour
                      for a, b in zip(found, wanted, strict=True)), n)  # fmt: skip
     return {"shape and colour": both, **world.agreement(made, wanted, ALL)}
 
@@ -53,13 +50,13 @@ def without(world: World, n: int) -> Shares:
 def with_other_background(world: World, n: int) -> tuple[list[Any], Tensor, list[str], list[str]]:
     """References as scenes and pictures, and for each a background that it does not show, as a colour and as the text that names it."""
     wanted, pictures = world.references("single", n)
-    others = [next(one for one in world.scenes.COLOURS if one not in (s.things[0].colour, s.things[0].background)) for s in wanted]
+    others = [next(one for one in world.scenes.COLOURS if one not in (s.colour, s.background)) for s in wanted]
     return wanted, pictures, others, [f"{one} background" for one in others]
 
 
 def of_text_and_picture(world: World, made: Tensor, wanted: list[Any], others: list[str]) -> Shares:
     found, n = world.read(made), len(wanted)
-    shape = [a["shape"] == scene.things[0].shape for a, scene in zip(found, wanted, strict=True)]
+    shape = [a["shape"] == scene.shape for a, scene in zip(found, wanted, strict=True)]
     background = [a["background"] == one for a, one in zip(found, others, strict=True)]
     both = sum(a and b for a, b in zip(shape, background, strict=True))
     return {"shape of the picture": Share(sum(shape), n), "background of the text": Share(sum(background), n), "both": Share(both, n)}
@@ -72,43 +69,32 @@ def text_and_picture(world: World, n: int, family: str, weight: float = 1.0) -> 
     return of_text_and_picture(world, made, wanted, others)
 
 
-def sides(world: World, n: int) -> tuple[list[Any], Tensor, list[Any], Tensor]:
-    """References with a small thing on the left, which fits into that half, and as many with one on the right."""
-    found = []
-    for side in ("left", "right"):
-        drawn = [world.scenes.scene_and_picture(f"proof {side} {i}", 0.0)[0] for i in range(n)]
-        scenes = [replace(one, things=(replace(one.things[0], position=side, size="small"),)) for one in drawn]
-        pictures = [world.pictures.as_tensor(world.scenes.draw(one, random.Random(f"{side} {i}"))) for i, one in enumerate(scenes)]
-        found += [scenes, torch.stack(pictures).movedim(1, -1).float() / 255]
-    return tuple(found)  # type: ignore[return-value]
-
-
 def half_masks() -> Tensor:
-    """[2, 1, 64, 64]: the left and the right half of a picture."""
-    masks = torch.zeros(2, 1, 64, 64)
-    masks[0, ..., :32] = masks[1, ..., 32:] = 1
+    """[2, 1, 64, 128]: the left and the right half of a wide picture."""
+    masks = torch.zeros(2, 1, 64, 128)
+    masks[0, ..., :64] = masks[1, ..., 64:] = 1
     return masks
 
 
 def halves(world: World, n: int, family: str, weight: float = 1.0) -> Shares:
-    """Two references in the two halves of a picture by attn_mask; the text says that there are two shapes, not which."""
-    left, left_pictures, right, right_pictures = sides(world, n)
+    """Two references in the two halves of a wide picture by attn_mask; neutral text."""
     masks = half_masks()
+    right_ones = world.references("right", n)[1]
 
     def model_of(part: Tensor, first: int) -> Any:
         model = world.apply(family, part, weight, attn_mask=masks[0])
-        return world.apply(family, right_pictures[first : first + len(part)], weight, model=model, attn_mask=masks[1])
+        return world.apply(family, right_ones[first : first + len(part)], weight, model=model, attn_mask=masks[1])
 
-    return of_halves(world, world.made(left_pictures, [TWO_SHAPES] * n, model_of), left, right)
+    return in_halves(world, n, model_of)
 
 
-def of_halves(world: World, made: Tensor, left: list[Any], right: list[Any]) -> Shares:
+def in_halves(world: World, n: int, model_of: Callable[[Tensor, int], Any], batch: int = BATCH) -> Shares:
+    """What of references "left" and "right" is in the left and in the right half; model_of(left references, first) gives the model."""
+    wanted, pictures = world.references("left", n)
+    made = world.made(pictures, neutral(n), model_of, batch, halves=2)
     shares: Shares = {}
-    for side, scenes in enumerate((left, right)):
-        found = world.read(made, side)
-        for name in MAIN:
-            right_ones = sum(a[name] == world.scenes.get(b, name) for a, b in zip(found, scenes, strict=True))
-            shares[f"{'left' if side == 0 else 'right'} {name}"] = Share(right_ones, len(scenes))
+    for side, scenes, half in zip(("left", "right"), (wanted, world.references("right", n)[0]), made.chunk(2, dim=2), strict=True):
+        shares |= {f"{side} {name}": share for name, share in world.agreement(half, scenes, MAIN).items()}
     return shares
 
 
@@ -124,8 +110,8 @@ def several(world: World, n: int, family: str, combine: str) -> Shares:
     found = world.read(torch.cat(made))
     shares: Shares = {}
     for name in MAIN:
-        a = [one[name] == world.scenes.get(scene, name) for one, scene in zip(found, first, strict=True)]
-        b = [one[name] == world.scenes.get(scene, name) for one, scene in zip(found, second, strict=True)]
+        a = [one[name] == getattr(scene, name) for one, scene in zip(found, first, strict=True)]
+        b = [one[name] == getattr(scene, name) for one, scene in zip(found, second, strict=True)]
         shares[f"{name} of one of them"] = Share(sum(x or y for x, y in zip(a, b, strict=True)), n)
     return shares
 
@@ -133,7 +119,7 @@ def several(world: World, n: int, family: str, combine: str) -> Shares:
 def negative(world: World, n: int, family: str) -> Shares:
     """The background of a negative picture, with it and without it; text names the shape."""
     wanted, pictures = world.references("negative", n)
-    captions = [f"a {scene.things[0].shape}" for scene in wanted]
+    captions = [f"a {scene.shape}" for scene in wanted]
     _, positive = world.references("positive", n)
 
     def avoided(part: Tensor, first: int) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from support import lab
-from support.measures import TWO_SHAPES, Shares, half_masks, of_halves, of_text_and_picture, sides, single, with_other_background
+from support.measures import Shares, half_masks, in_halves, of_text_and_picture, single, with_other_background
 from support.proof import World
 
 PUBLISHED = "as published"
@@ -42,10 +42,9 @@ def text_and_picture(world: World, n: int, family: str, weight: float, start_at:
 
 
 def halves(world: World, n: int, family: str) -> Shares:
-    left, left_pictures, right, right_pictures = sides(world, n)
-    masks = half_masks()
+    masks, right_ones = half_masks(), world.references("right", n)[1]
 
     def model_of(part: Tensor, first: int) -> Any:
-        return image_prompt(world, family, [(part, masks[0]), (right_pictures[first : first + 1], masks[1])])
+        return image_prompt(world, family, [(part, masks[0]), (right_ones[first : first + 1], masks[1])])
 
-    return of_halves(world, world.made(left_pictures, [TWO_SHAPES] * n, model_of, batch=1), left, right)
+    return in_halves(world, n, model_of, batch=1)

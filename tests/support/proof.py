@@ -1,4 +1,4 @@
-"""The tiny world in a real ComfyUI: pictures are made with the pack's own nodes, and readers say what they show."""
+"""The tiny world in a real ComfyUI: pictures are made with the pack's own nodes, and a reader says what they show."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from support import lab
-from support.world_models import MODELS, REPO, import_world, readers
+from support.world_models import MODELS, REPO, import_world, reader
 
 STEPS, GUIDANCE, BATCH = 20, 4.0, 50
 
@@ -41,7 +41,7 @@ class Share:
 
 
 class World:
-    """Models, readers and references. Needs a ComfyUI that lab.boot has started."""
+    """Models, reader and references. Needs a ComfyUI that lab.boot has started."""
 
     def __init__(self, pack: Mapping[str, Any]):
         import_world()
@@ -57,7 +57,7 @@ class World:
         self.scenes, self.pictures, self.nodes, self.pack = scenes, pictures, core, pack
         self.model, self.clip, self.vae = lab.call(core.CheckpointLoaderSimple, ckpt_name="tiny-world.safetensors")
         (self.encoder,) = lab.call(core.CLIPVisionLoader, clip_name="tiny-world.safetensors")
-        self.whole, self.half = readers()
+        self.reader = reader()
         self._adapters: dict[str, Any] = {}
 
     def node(self, name: str) -> Any:
@@ -69,9 +69,9 @@ class World:
             (self._adapters[family],) = lab.call(self.node("IPAdapterModelLoader"), ipadapter_file=file)
         return self._adapters[family]
 
-    def references(self, split: str, count: int, pairs: float = 0.0) -> tuple[list[Any], Tensor]:
+    def references(self, split: str, count: int) -> tuple[list[Any], Tensor]:
         """Scenes and pictures [n, 64, 64, 3] in 0..1 that no training step saw."""
-        found, drawn = self.pictures.draw_many(f"proof {split}", count, pairs)
+        found, drawn = self.pictures.draw_many(f"proof {split}", count)
         return found, drawn.movedim(1, -1).float() / 255
 
     def text(self, captions: Sequence[str]) -> list[Any]:
@@ -88,36 +88,35 @@ class World:
         return lab.call(self.node(node), model=model or self.model, ipadapter=self.adapter(family), image=image, weight=weight,
                         **given | options)[0]  # fmt: skip
 
-    def sample(self, model: Any, captions: Sequence[str], seed: int, negative: str = "") -> Tensor:
-        """Pictures [n, 64, 64, 3] in 0..1: one for each caption."""
+    def sample(self, model: Any, captions: Sequence[str], seed: int, negative: str = "", halves: int = 1) -> Tensor:
+        """Pictures [n, 64, 64, 3] in 0..1, or twice as wide ones with two halves: one for each caption."""
         n = len(captions)
-        latent = {"samples": torch.zeros(n, 4, 8, 8)}
+        latent = {"samples": torch.zeros(n, 4, 8, 8 * halves)}
         texts = self.text(captions), self.text([negative])
         (found,) = self.nodes.common_ksampler(model, seed, STEPS, GUIDANCE, "ddim", "normal", *texts, latent)
-        return self.vae.decode(found["samples"]).reshape(n, 64, 64, 3).clamp(0, 1)
+        return self.vae.decode(found["samples"]).reshape(n, 64, 64 * halves, 3).clamp(0, 1)
 
-    def made(self, references: Tensor, captions: Sequence[str], model_of: Any, batch: int = BATCH) -> Tensor:
+    def made(self, references: Tensor, captions: Sequence[str], model_of: Any, batch: int = BATCH, halves: int = 1) -> Tensor:
         """Pictures for references [n, ...] and captions, `batch` at a time; model_of(references, first) gives the model of a batch."""
         parts = []
         for first in range(0, len(captions), batch):
             part = references[first : first + batch]
-            parts.append(self.sample(model_of(part, first), captions[first : first + batch], 1 + first))
+            parts.append(self.sample(model_of(part, first), captions[first : first + batch], 1 + first, halves=halves))
         return torch.cat(parts)
 
-    def read(self, made: Tensor, half: int | None = None) -> list[dict[str, str]]:
-        """What pictures [n, 64, 64, 3] show; half 0 or 1: what their left or right half shows."""
-        pixels = made.movedim(-1, 1)
-        return self.whole.read(pixels) if half is None else self.half.read(pixels[..., 32 * half : 32 * half + 32])
+    def read(self, made: Tensor) -> list[dict[str, str]]:
+        """What pictures [n, 64, 64, 3] show."""
+        return self.reader.read(made.movedim(-1, 1))
 
     def agreement(self, made: Tensor, wanted: Sequence[Any], attributes: Sequence[str]) -> dict[str, Share]:
         """For each attribute, in how many pictures it is that of the wanted scene (or dict of attributes)."""
         found = self.read(made)
-        want = [one if isinstance(one, dict) else {name: self.scenes.get(one, name) for name in self.scenes.ATTRIBUTES} for one in wanted]
+        want = [one if isinstance(one, dict) else {name: getattr(one, name) for name in self.scenes.ATTRIBUTES} for one in wanted]
         return {name: Share(sum(a[name] == b[name] for a, b in zip(found, want, strict=True)), len(found)) for name in attributes}
 
     def random_scenes(self, seed: str, count: int) -> list[Any]:
         rng = random.Random(seed)
-        return [self.scenes.random_scene(rng, 0.0) for _ in range(count)]
+        return [self.scenes.random_scene(rng) for _ in range(count)]
 
 
 def start(comfy: Path, base: Path) -> World:

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from support.convert import Prompt, inputs_of, without_adapters
-from support.world_models import PUBLISHED, readers, scenes_module
+from support.world_models import PUBLISHED, reader, scenes_module
 
 SHOWN = (  # shape, colour, background, size, position, style
     "star red blue big middle plain",
@@ -34,7 +34,7 @@ def references(scenes: Any) -> Iterator[tuple[str, Any, Image.Image]]:
     """File name, scene and picture of each reference."""
     for i, words in enumerate(SHOWN):
         shape, colour, background, size, position, style = words.split()
-        scene = scenes.Scene((scenes.Thing(shape, colour, size, position, background),), style)
+        scene = scenes.Scene(shape, colour, size, position, background, style)
         yield f"world_{i}.png", scene, scenes.draw(scene, random.Random(f"demo {i}"))
 
 
@@ -127,7 +127,7 @@ def told(picture: Image.Image) -> str:
     import torch
 
     pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255).movedim(-1, 0)[None]
-    found = readers()[0].read(pixels)[0]
+    found = reader().read(pixels)[0]
     return "a {size} {colour} {shape} on the {position}, {background} background, {style}".format(**found)
 
 

@@ -34,12 +34,10 @@ def scenes_module() -> Any:
 
 
 @cache
-def readers() -> tuple[Any, Any]:
-    """Of whole pictures and of halves."""
+def reader() -> Any:
     import_world()
-    from world import reader
+    from world.reader import Reader
 
-    found = reader.whole_reader().eval(), reader.half_reader().eval()
-    for name, one in zip(("whole", "half"), found, strict=True):
-        one.load_state_dict(load_file(MODELS / "readers" / f"{name}.safetensors"))
+    found = Reader().eval()
+    found.load_state_dict(load_file(MODELS / "reader.safetensors"))
     return found
