@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from einops import rearrange
 from torch import Tensor, nn
@@ -29,10 +28,6 @@ TEXT_STEPS = 1000  # after these the text encoder stays as it is, which saves a 
 NO_TEXT = 0.1
 WIDE = 8  # of a batch: two pictures side by side, each with its own text, as masks of halves have it
 GAMMA = 5.0  # of min-SNR weighting (arXiv 2303.09556)
-SCHEDULE: dict[str, Any] = dict(
-    num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="epsilon",
-    clip_sample=False, steps_offset=1, set_alpha_to_one=False,
-)  # fmt: skip
 
 
 class Model(nn.Module):
@@ -72,8 +67,7 @@ class HalvesProcessor:
 
 
 def scheduler() -> Any:
-    kept = {name: value for name, value in SCHEDULE.items() if name not in ("steps_offset", "set_alpha_to_one")}
-    return DDPMScheduler(**kept)
+    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
 
 
 class Loss:
@@ -112,16 +106,3 @@ def train(scenes: list[Scene], latents: Tensor, tokens: CLIPTokenizer, folder: P
     found: Any = fit(folder / "unet.pt", model, Loss(model, tokens, scenes, latents, "unet"), steps, RATE, decay=0.998)
     found.text = model.text.eval()  # its running mean would lag behind what the UNet learned with
     return found
-
-
-@torch.no_grad()
-def sample(model: Model, tokens: CLIPTokenizer, captions: list[str], seed: int, steps: int = 20, guidance: float = 4.0) -> Tensor:
-    """Latents [n, 4, 8, 8] of captions, by DDIM."""
-    ddim: Any = DDIMScheduler(**SCHEDULE)
-    ddim.set_timesteps(steps)
-    states = model.text(text.ids(tokens, [""] * len(captions) + captions)).last_hidden_state
-    x = torch.randn(len(captions), 4, 8, 8, generator=generator("sample", seed))
-    for t in ddim.timesteps:
-        without, with_it = model.unet(torch.cat([x, x]), t, states).sample.chunk(2)
-        x = ddim.step(without + guidance * (with_it - without), t, x).prev_sample
-    return x
