@@ -26,7 +26,7 @@ from support.rig import REPO, Rig
 PAGES = REPO / "web" / "docs"
 PICTURES = PAGES / "images"
 GRAPHS_SHOWN, SHOWN = ("IPAdapter", "IPAdapterReferenceView"), REPO / "docs" / "images"
-WIDEST, WEIGHTS = 860, "weight_types"
+WIDEST, PANEL, WEIGHTS = 860, 350, "weight_types"
 SETTINGS = {
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasMenu": False,
@@ -65,6 +65,7 @@ RUN_IT = """async () => {
         await new Promise(resolve => setTimeout(resolve, 200))
 }"""
 SHOWING = ("PreviewImage", "IPAdapterReferenceView", "IPAdapterPlotModel", "IPAdapterPlotWeights")
+TELLING = (*SHOWING, "IPAdapterInspector")  # wider than the help panel, and still telling something there
 LAY_OUT = """([nodes, ours]) => {
     const gap = [60, 60], columns = {}
     for (const [name, [column, type]] of Object.entries(nodes)) {
@@ -152,10 +153,10 @@ def nodes_of(name: str) -> list[str]:
     return [kind for kind, graph in source.items() if graph == name and (PICTURES / f"{kind}.webp").exists()]
 
 
-def save(image: Image.Image, path: Path) -> Path:
+def save(image: Image.Image, path: Path, widest: int = WIDEST) -> Path:
     """A picture as small as it stays readable."""
-    if image.width > WIDEST:
-        image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
+    if image.width > widest:
+        image = image.resize((widest, round(image.height * widest / image.width)), Image.Resampling.LANCZOS)
     image.convert("RGB").save(path, quality=80, method=6)
     return path
 
@@ -218,7 +219,7 @@ def main() -> None:
         page.add_style_tag(content=".comfy-menu-hamburger { display: none !important }")
         for name in names:
             whole, nodes = (weight_types(), {}) if name == WEIGHTS else shot(editor, name, GRAPHS[name])
-            made = [save(image, PICTURES / f"{node}.webp") for node, image in nodes.items()]
+            made = [save(image, PICTURES / f"{node}.webp", WIDEST if node in TELLING else PANEL) for node, image in nodes.items()]
             if name in (WEIGHTS, *GRAPHS_SHOWN):
                 made.append(save(whole, (PICTURES if name == WEIGHTS else SHOWN) / f"{name}.webp"))
             for path in made:

@@ -16,11 +16,11 @@ def test_tokens_come_to_say_what_the_caption_says(tmp_path):
     tokens = text.tokenizer(MODELS / "tokenizer")
     model = layout.load_checkpoint(MODELS / "checkpoints" / "tiny-world.safetensors", tokens)[0]
     encoder = layout.load_encoder(MODELS / "clip_vision" / "tiny-world.safetensors")
-    seen = pictures.draw_many("warm", PICTURES, 0.1)
+    seen = pictures.draw_many("warm", PICTURES)
     file = warm.train(model, tokens, encoder, *seen, tmp_path, STEPS)
     checkpoint = read_checkpoint(file)
     projection = build_projection("resampler", {name: value.float() for name, value in checkpoint.image_proj.items()})
-    scenes, drawn = pictures.draw_many("warm, fresh", FRESH, 0.0)
+    scenes, drawn = pictures.draw_many("warm, fresh", FRESH)
     with torch.no_grad():
         found = projection(warm.features(encoder, drawn).float()).flatten(1)
     wanted = warm.states(model, tokens, scenes).float().flatten(1)
