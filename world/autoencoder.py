@@ -16,7 +16,7 @@ from .fit import fit
 from .pictures import to_unit
 
 WIDTH = 32
-CROP, BATCH, STEPS, REFINE = 32, 32, 2700, 1500
+CROP, BATCH, STEPS, REFINE = 32, 16, 2700, 1000
 
 
 def new() -> Any:
@@ -73,11 +73,11 @@ def refine(model: Any, pictures: Tensor, latents: Tensor, folder: Path, steps: i
 
     def loss(step: int) -> Tensor:
         g = generator("decoder", step)
-        rows = torch.randint(len(pictures), (BATCH // 4,), generator=g)
+        rows = torch.randint(len(pictures), (BATCH // 2,), generator=g)
         x, z = to_unit(pictures[rows]) * 2 - 1, latents[rows]
         return distance(model.decode(z + 0.05 * torch.randn(z.shape, generator=g)).sample, x)
 
-    model.encoder.requires_grad_(False)
+    model.requires_grad_(True).encoder.requires_grad_(False)
     return fit(folder / "decoder.pt", model, loss, steps, 1e-3, decay=0.99)
 
 
