@@ -37,7 +37,9 @@ def sample(index: int) -> tuple[Scene, frozenset[str], Scene]:
 
 
 def write_data(folder: Path, count: int = COUNT) -> None:
-    """A data folder as the trainer takes it."""
+    """A data folder as the trainer takes it; nothing where it is whole."""
+    if (folder / "metadata.jsonl").exists():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for i in range(count):
@@ -50,8 +52,7 @@ def write_data(folder: Path, count: int = COUNT) -> None:
 
 def train(base: Path, encoder: Path, folder: Path, family: str, steps: int, start: Path | None = None) -> Path:
     """Precomputes the features of the data in `folder`/data, trains, new or on from the file `start`, and gives the file."""
-    if not (folder / "data" / "metadata.jsonl").exists():
-        write_data(folder / "data")
+    write_data(folder / "data")
     common: dict[str, Any] = dict(base=str(base), image_encoder=str(encoder), family=family, resolution=64, batch_size=BATCH)
     features = folder / f"features_{family}"
     if not (features / "precomputed.safetensors").exists():
