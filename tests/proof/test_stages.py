@@ -1,0 +1,76 @@
+"""The making of the world, in small: every stage once, and nothing again when it goes on after its end."""
+
+import json
+import os
+import random
+import time
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from support.world_models import MODELS, import_world
+
+FILES = [
+    "checkpoints/tiny-world", "clip_vision/tiny-world", "ipadapter/tiny-world_plus", "ipadapter/tiny-world_standard",
+    "loras/tiny-world-outlined", "reader",
+]  # fmt: skip
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A world of 64 pictures, each part of which is trained for a step or two, in this process."""
+    import_world()
+    from world import adapters, pictures, reader, stages
+
+    monkeypatch.setattr(stages, "PICTURES", 64)
+    monkeypatch.setattr(stages, "FRESH", 16)
+    write, draw = adapters.write_data, pictures.draw_many
+    monkeypatch.setattr(adapters, "write_data", lambda folder: write(folder, 32))
+    monkeypatch.setattr(reader, "draw_many", lambda split, count: draw(split, 64))
+    monkeypatch.setattr(stages, "beside", lambda *lines: [line() for line in lines])
+    return stages.World(0.0005, tmp_path / "work", tmp_path / "models")
+
+
+def test_every_stage(world):
+    world.run()
+    made = {name: load_file(world.models / f"{name}.safetensors") for name in FILES}
+    for name, tensors in made.items():
+        committed = load_file(MODELS / f"{name}.safetensors")
+        assert {key: value.shape for key, value in tensors.items()} == {key: value.shape for key, value in committed.items()}, name
+        assert all(value.float().isfinite().all() for value in tensors.values()), name
+    figures = json.loads((world.models / "figures.json").read_text())
+    assert figures.keys() == json.loads((MODELS / "figures.json").read_text()).keys()
+    assert (world.work / "tiny-world-outlined.safetensors").exists()
+
+    random.seed(1)
+    torch.manual_seed(1)
+    world.run()
+    for name, tensors in made.items():
+        again = load_file(world.models / f"{name}.safetensors")
+        assert all(torch.equal(again[key].float(), value.float()) for key, value in tensors.items()), name
+
+
+def _meet(own, other):
+    """Writes the process and its threads, and waits until another process has done so."""
+    own.write_text(f"{os.getpid()} {torch.get_num_threads()}")
+    end = time.monotonic() + 120
+    while not other.exists():
+        assert time.monotonic() < end, "the other line does not run beside this one"
+        time.sleep(0.1)
+
+
+def _fail():
+    raise ValueError("this line fails")
+
+
+def test_lines_run_beside_each_other_with_a_thread_each_and_fail_with_one(tmp_path):
+    import_world()
+    from world.beside import beside
+
+    a, b = tmp_path / "a", tmp_path / "b"
+    with pytest.raises(ValueError, match="this line fails"):
+        beside(partial(_meet, a, b), partial(_meet, b, a), _fail)
+    processes, threads = zip(*(path.read_text().split() for path in (a, b)), strict=True)
+    assert len({*processes, str(os.getpid())}) == 3 and threads == ("1", "1")
