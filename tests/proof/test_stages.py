@@ -3,13 +3,13 @@
 import json
 import os
 import random
-import time
 from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from support.lines import fail, meet
 from support.world_models import MODELS, import_world
 
 FILES = [
@@ -52,25 +52,12 @@ def test_every_stage(world):
         assert all(torch.equal(again[key].float(), value.float()) for key, value in tensors.items()), name
 
 
-def _meet(own, other):
-    """Writes the process and its threads, and waits until another process has done so."""
-    own.write_text(f"{os.getpid()} {torch.get_num_threads()}")
-    end = time.monotonic() + 120
-    while not other.exists():
-        assert time.monotonic() < end, "the other line does not run beside this one"
-        time.sleep(0.1)
-
-
-def _fail():
-    raise ValueError("this line fails")
-
-
 def test_lines_run_beside_each_other_with_a_thread_each_and_fail_with_one(tmp_path):
     import_world()
     from world.beside import beside
 
     a, b = tmp_path / "a", tmp_path / "b"
     with pytest.raises(ValueError, match="this line fails"):
-        beside(partial(_meet, a, b), partial(_meet, b, a), _fail)
+        beside(partial(meet, a, b), partial(meet, b, a), fail)
     processes, threads = zip(*(path.read_text().split() for path in (a, b)), strict=True)
     assert len({*processes, str(os.getpid())}) == 3 and threads == ("1", "1")
