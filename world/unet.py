@@ -92,13 +92,9 @@ class Loss:
             states = self.model.text(text.ids(self.tokens, captions)).last_hidden_state
         # one time in each of BATCH equal parts of the schedule
         times = ((torch.arange(BATCH) + torch.rand(BATCH, generator=g)) * (1000 / BATCH)).long()[torch.randperm(BATCH, generator=g)]
-        latents = self.latents[rows]
+        clean = self.latents[rows]
         if step % WIDE == WIDE - 1:
-            latents, times = torch.cat(latents.chunk(2), -1), times[: BATCH // 2]
-        return self.squares(latents, times, states, g)
-
-    def squares(self, clean: Tensor, times: Tensor, states: Tensor, g: torch.Generator) -> Tensor:
-        """The weighted mean square of the error."""
+            clean, times = torch.cat(clean.chunk(2), -1), times[: BATCH // 2]
         noise = torch.randn(clean.shape, generator=g)
         found = self.model.unet(self.schedule.add_noise(clean, noise, times), times, states).sample
         return ((found - noise).square().mean((1, 2, 3)) * self.weights[times]).mean()
