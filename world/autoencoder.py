@@ -16,7 +16,7 @@ from .fit import fit
 from .pictures import to_unit
 
 WIDTH = 32
-CROP, BATCH, STEPS, REFINE = 32, 16, 2700, 1000
+CROP, BATCH, STEPS, REFINE = 32, 16, 2700, 2500
 
 
 def new() -> Any:

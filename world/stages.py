@@ -50,7 +50,7 @@ class World:
         return pool(self.work, PICTURES)
 
     def autoencoder(self) -> None:
-        """Autoencoder, latents of the pictures, the decoder's second training, the pictures of the adapters, and what reads pictures."""
+        """Autoencoder, latents of the pictures, the decoder's second training, and the pictures of the adapters."""
         pictures = self.pool()[1]
         vae = self.timed("autoencoder", lambda: autoencoder.train(pictures, self.work, self.steps(autoencoder.STEPS)))
         if not self.latents.exists():
@@ -61,10 +61,11 @@ class World:
         latents = torch.load(self.latents, weights_only=True)
         self.timed("decoder", lambda: autoencoder.refine(vae, pictures, latents, self.work, self.steps(autoencoder.REFINE)))
         self.timed("data of the adapters", lambda: adapters.write_data(self.work / "data"))
-        self.timed("reader", lambda: reader.train(self.work, steps=self.steps(reader.STEPS)))
 
     def encoder(self) -> None:
+        """The image encoder, and what reads pictures."""
         self.timed("image encoder", lambda: vision.train(*self.pool(), self.work, self.steps(vision.STEPS)))
+        self.timed("reader", lambda: reader.train(self.work, steps=self.steps(reader.STEPS)))
 
     def text_to_image(self) -> unet.Model:
         latents, tokens = torch.load(self.latents, weights_only=True), text.tokenizer(self.tokenizer)

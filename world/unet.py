@@ -23,7 +23,7 @@ from .scenes import Scene, caption, random_said
 
 WIDTHS = (64, 64, 64, 64)
 HEADS = 4
-BATCH, STEPS, RATE = 32, 5000, 8e-4
+BATCH, STEPS, RATE = 32, 9000, 8e-4
 TEXT_STEPS = 1000  # after these the text encoder stays as it is, which saves a quarter of the time
 NO_TEXT = 0.1
 WIDE = 3  # every third batch is of two pictures side by side, each with its own text, as masks of halves have it
