@@ -1,7 +1,7 @@
 """What training costs at SD 1.5's real size, on random weights: memory, samples per second, and what precompute saves.
 
-python benchmarks/train_cost.py FOLDER [--steps N]: writes the random models (5 GB) into FOLDER once. bf16, batch 1, 512 pixels,
-gradient checkpointing, a plus adapter.
+python benchmarks/train_cost.py FOLDER [--steps N] [--mixed-precision no]: writes the random models (5 GB) into FOLDER once. bf16, batch 1,
+512 pixels, gradient checkpointing, a plus adapter. On a CPU without bf16 instructions a step in bf16 takes longer than ten minutes.
 """
 
 import argparse
@@ -48,13 +48,13 @@ def make(folder: Path) -> None:
     tiny_base.write_rows(data, tiny_base.rows(8))
 
 
-def measure(folder: Path, data: Path, steps: int) -> dict[str, float]:
+def measure(folder: Path, data: Path, steps: int, precision: str) -> dict[str, float]:
     """Seconds of a step after the first, and the largest resident memory of this process in GB."""
     from training.config import Settings
     from training.loop import Run
 
     given = dict(base=str(folder / "base"), image_encoder=str(folder / "encoder"), data=str(data), out=str(folder / "out"), family="plus")
-    run = Run(Settings(**given, mixed_precision="bf16", checkpointing=True))  # type: ignore[arg-type]
+    run = Run(Settings(**given, mixed_precision=precision, checkpointing=True))  # type: ignore[arg-type]
     batches = run.batches()
     run.advance(batches)
     began = time.monotonic()
@@ -67,10 +67,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--mixed-precision", default="bf16", choices=("no", "fp16", "bf16"))
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)  # one measurement, in a process of its own
     told = parser.parse_args()
     if told.data:
-        print(json.dumps(measure(told.folder, told.data, told.steps)))
+        print(json.dumps(measure(told.folder, told.data, told.steps, told.mixed_precision)))
         return
     if not (told.folder / "features").exists():
         from training.config import Precompute
@@ -78,10 +79,11 @@ def main() -> None:
 
         make(told.folder)
         given = dict(base=str(told.folder / "base"), image_encoder=str(told.folder / "encoder"), data=str(told.folder / "data"))
-        precompute(Precompute(**given, out=str(told.folder / "features"), family="plus", mixed_precision="bf16"))  # type: ignore[arg-type]
+        precompute(Precompute(**given, out=str(told.folder / "features"), family="plus", mixed_precision=told.mixed_precision))  # type: ignore[arg-type]
     found = {}
     for name in ("data", "features"):
         command = [sys.executable, __file__, str(told.folder), "--steps", str(told.steps), "--data", str(told.folder / name)]
+        command += ["--mixed-precision", told.mixed_precision]
         found[name] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
         print(f"{name}: {1 / found[name]['seconds']:.4f} samples/s, {found[name]['gigabytes']:.1f} GB")
     print(f"precompute makes a step {found['data']['seconds'] / found['features']['seconds']:.2f} times as fast")
