@@ -64,17 +64,18 @@ def measure(folder: Path, data: Path, steps: int, precision: str) -> dict[str, f
 
 
 def main() -> None:
+    from training.config import PRECISIONS, Precompute
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--mixed-precision", default="bf16", choices=("no", "fp16", "bf16"))
+    parser.add_argument("--mixed-precision", default="bf16", choices=PRECISIONS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)  # one measurement, in a process of its own
     told = parser.parse_args()
     if told.data:
         print(json.dumps(measure(told.folder, told.data, told.steps, told.mixed_precision)))
         return
     if not (told.folder / "features").exists():
-        from training.config import Precompute
         from training.precompute import precompute
 
         make(told.folder)
