@@ -43,7 +43,11 @@ def of_family(family: str) -> Iterator[tuple[str, Measure]]:
 
 
 def every() -> dict[str, Measure]:
-    found: dict[str, Measure] = {"text alone": measures.text_alone, "neutral text, no adapter": measures.without}
+    found: dict[str, Measure] = {
+        "text alone": measures.text_alone,
+        "text alone, 30 steps": lambda w, n: measures.text_alone(w, n, 30),
+        "neutral text, no adapter": measures.without,
+    }
     for family in FAMILIES:
         found |= {f"{family}, {name}": measure for name, measure in of_family(family)}
     found["standard and plus at 0.5 each"] = measures_beside.both_adapters

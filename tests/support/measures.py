@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from support.proof import BATCH, Share, World
+from support.proof import BATCH, STEPS, Share, World
 
 Shares = dict[str, Share]
 MAIN = ("shape", "colour", "background")
@@ -21,11 +21,11 @@ def neutral(n: int) -> list[str]:
     return [NEUTRAL] * n
 
 
-def text_alone(world: World, n: int) -> Shares:
+def text_alone(world: World, n: int, steps: int = STEPS) -> Shares:
     """The base model: shape and colour as the text says."""
     wanted = world.random_scenes("text", n)
     captions = [world.scenes.caption(scene) for scene in wanted]
-    made = world.made(torch.zeros(n, 1), captions, lambda part, first: world.model)
+    made = world.made(torch.zeros(n, 1), captions, lambda part, first: world.model, steps=steps)
     found = world.read(made)
     both = Share(sum(a["shape"] == b.shape and a["colour"] == b.colour
                      for a, b in zip(found, wanted, strict=True)), n)  # fmt: skip

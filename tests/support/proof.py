@@ -88,20 +88,23 @@ class World:
         return lab.call(self.node(node), model=model or self.model, ipadapter=self.adapter(family), image=image, weight=weight,
                         **given | options)[0]  # fmt: skip
 
-    def sample(self, model: Any, captions: Sequence[str], seed: int, negative: str = "", halves: int = 1) -> Tensor:
+    def sample(self, model: Any, captions: Sequence[str], seed: int, negative: str = "", halves: int = 1, steps: int = STEPS) -> Tensor:
         """Pictures [n, 64, 64, 3] in 0..1, or twice as wide ones with two halves: one for each caption."""
         n = len(captions)
         latent = {"samples": torch.zeros(n, 4, 8, 8 * halves)}
         texts = self.text(captions), self.text([negative])
-        (found,) = self.nodes.common_ksampler(model, seed, STEPS, GUIDANCE, "ddim", "normal", *texts, latent)
+        (found,) = self.nodes.common_ksampler(model, seed, steps, GUIDANCE, "ddim", "normal", *texts, latent)
         return self.vae.decode(found["samples"]).reshape(n, 64, 64 * halves, 3).clamp(0, 1)
 
-    def made(self, references: Tensor, captions: Sequence[str], model_of: Any, batch: int = BATCH, halves: int = 1) -> Tensor:
-        """Pictures for references [n, ...] and captions, `batch` at a time; model_of(references, first) gives the model of a batch."""
+    def made(self, references: Tensor, captions: Sequence[str], model_of: Any, batch: int = BATCH, **how: int) -> Tensor:
+        """Pictures for references [n, ...] and captions, `batch` at a time; model_of(references, first) gives the model of a batch.
+
+        `how` is what `sample` takes: halves, steps.
+        """
         parts = []
         for first in range(0, len(captions), batch):
             part = references[first : first + batch]
-            parts.append(self.sample(model_of(part, first), captions[first : first + batch], 1 + first, halves=halves))
+            parts.append(self.sample(model_of(part, first), captions[first : first + batch], 1 + first, **how))
         return torch.cat(parts)
 
     def read(self, made: Tensor) -> list[dict[str, str]]:
