@@ -21,7 +21,7 @@ from .scenes import ATTRIBUTES, Scene, caption, draw, random_scene
 
 COUNT, BATCH = 9000, 32
 DIFFERS = 0.9  # of the references whose caption names something
-FAMILIES = {"standard": (3000, 1e-3), "plus": (2200, 3e-4)}  # steps and learning rate; plus goes on from what warm.py made
+FAMILIES = {"standard": (3000, 1e-3), "plus": (3000, 3e-4)}  # steps and learning rate; plus goes on from what warm.py made
 
 
 def sample(index: int) -> tuple[Scene, frozenset[str], Scene]:

@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .scenes import COLOURS, POSITIONS, SHAPES, SIZES, STYLES
 
-LENGTH = 32  # tokens of a caption; 77 in the published models
+LENGTH = 16  # tokens of the longest caption; 77 in the published models
 CONTEXT = 768
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = ["a", "on", "the", "picture", "background", "shape", *SHAPES, *COLOURS, *SIZES, *POSITIONS, *STYLES]

@@ -26,7 +26,6 @@ from .scenes import Scene, caption
 
 STEPS, BATCH, RATE = 3000, 128, 1e-3
 WIDTH = 64
-TOKENS = 16  # of plus; a full caption is 13 to 16 with its beginning and end
 
 
 @torch.no_grad()
@@ -38,8 +37,8 @@ def features(encoder: Any, pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def states(model: unet.Model, tokens: CLIPTokenizer, scenes: list[Scene]) -> Tensor:
-    """The first TOKENS states [n, t, w] (half precision) of the scenes' captions; later tokens do not reach earlier ones."""
-    ids = text.ids(tokens, [caption(scene) for scene in scenes])[:, :TOKENS]
+    """The states [n, t, w] (half precision) of the scenes' captions: as many tokens as plus has."""
+    ids = text.ids(tokens, [caption(scene) for scene in scenes])
     return torch.cat([model.text(part).last_hidden_state.half() for part in ids.split(128)])
 
 

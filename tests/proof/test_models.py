@@ -40,7 +40,7 @@ def test_unet(tiny_world, diffusers_side):
 
     _, model, _ = diffusers_side
     g = torch.Generator().manual_seed(0)
-    x, states = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 32, 768, generator=g)
+    x, states = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 16, 768, generator=g)
     times = torch.tensor([900, 100])
     comfy.model_management.load_models_gpu([tiny_world.model])
     unet = tiny_world.model.model.diffusion_model
@@ -56,7 +56,7 @@ def test_each_half_attends_to_its_own_text(diffusers_side):
 
     attn = diffusers_side[1].unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
     g = torch.Generator().manual_seed(2)
-    x, states = torch.randn(3, 8 * 16, 64, generator=g), torch.randn(6, 32, 768, generator=g)
+    x, states = torch.randn(3, 8 * 16, 64, generator=g), torch.randn(6, 16, 768, generator=g)
     with torch.no_grad():
         found = attn(x, states)
         left, right = (AttnProcessor2_0()(attn, x, part).unflatten(1, (8, 16)) for part in states.chunk(2))

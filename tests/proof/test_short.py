@@ -56,6 +56,6 @@ def test_saved_embeds(tiny_world):
 
 
 def test_maps_lie_where_the_shape_came_out(tiny_world):
-    found = measure_maps.maps(tiny_world, COUNT, "standard")
+    found = measure_maps.maps(tiny_world, COUNT, "plus")
     own, other = (found[f"up layers: highest cell on the shape{whose}"] for whose in ("", " (map of the next picture)"))
     assert own.interval[0] > other.interval[1], f"{own} with its own map, {other} with another picture's"

@@ -10,7 +10,7 @@ import torch
 from comfy.supported_models_base import ClipTarget
 
 TOKENIZER = Path(__file__).resolve().parents[3] / "world" / "models" / "tokenizer"
-WIDTH, HEADS, LENGTH, WORDS = 64, 4, 32, 634
+WIDTH, HEADS, LENGTH, WORDS = 64, 4, 16, 634
 END = WORDS - 1
 TEXT = {
     "num_hidden_layers": 1, "intermediate_size": 256, "max_position_embeddings": LENGTH, "eos_token_id": END, "hidden_act": "quick_gelu",
