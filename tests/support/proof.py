@@ -96,15 +96,14 @@ class World:
         (found,) = self.nodes.common_ksampler(model, seed, steps, GUIDANCE, "ddim", "normal", *texts, latent)
         return self.vae.decode(found["samples"]).reshape(n, 64, 64 * halves, 3).clamp(0, 1)
 
-    def made(self, references: Tensor, captions: Sequence[str], model_of: Any, batch: int = BATCH, **how: int) -> Tensor:
-        """Pictures for references [n, ...] and captions, `batch` at a time; model_of(references, first) gives the model of a batch.
-
-        `how` is what `sample` takes: halves, steps.
-        """
+    def made(
+        self, references: Tensor, captions: Sequence[str], model_of: Any, batch: int = BATCH, halves: int = 1, steps: int = STEPS
+    ) -> Tensor:
+        """Pictures for references [n, ...] and captions, `batch` at a time; model_of(references, first) gives the model of a batch."""
         parts = []
         for first in range(0, len(captions), batch):
             part = references[first : first + batch]
-            parts.append(self.sample(model_of(part, first), captions[first : first + batch], 1 + first, **how))
+            parts.append(self.sample(model_of(part, first), captions[first : first + batch], 1 + first, halves=halves, steps=steps))
         return torch.cat(parts)
 
     def read(self, made: Tensor) -> list[dict[str, str]]:
