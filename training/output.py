@@ -45,12 +45,18 @@ def newest_state(out: str, name: str) -> Path | None:
 def whole(path: Path, advice: str) -> Iterator[Path]:
     """A name beside `path` to write to; it becomes `path` when all of it is on the disk.
 
-    Raises IPAdapterError with `advice` where writing fails; then nothing is left of it and `path` is as it was.
+    Who may read it is as with any new file: safetensors alone would leave it to its owner. Raises IPAdapterError with `advice` where
+    writing fails; then nothing is left of it and `path` is as it was.
     """
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)
+        part.touch()
+        mode = part.stat().st_mode
         yield part
+        with contextlib.suppress(OSError):  # some file systems have no modes
+            part.chmod(mode)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)

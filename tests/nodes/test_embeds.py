@@ -77,6 +77,12 @@ def test_saved_and_loaded_bit_for_bit(pack, comfy, encoded, input_folder):
     assert torch.equal(load(pack, "x.ipadpt"), encoded[0])
 
 
+def test_others_may_read_a_saved_file_as_any_new_one(pack, comfy, tmp_path):
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert (comfy / "output" / save(pack, torch.zeros(1, 4), "shared/e")).stat().st_mode == plain.stat().st_mode
+
+
 @pytest.mark.parametrize("first", [None, 1, 2, 3, 7], ids=lambda first: f"counter {first or 'of this core'}")
 def test_names_count_up_and_nothing_is_overwritten(pack, comfy, monkeypatch, first):
     """Cores differ in which names they count: old ones only those with an underscore behind the number, and begin at 1 here."""

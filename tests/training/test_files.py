@@ -175,6 +175,13 @@ def test_a_full_disk_leaves_the_last_good_file(models, tmp_path):
         assert torch.equal(value, want[key]), key
 
 
+def test_others_may_read_a_file_as_any_new_one(written, tmp_path):
+    plain = tmp_path / "plain"
+    plain.touch()
+    adapter = Path(written["standard"])
+    assert {path.stat().st_mode for path in (adapter, adapter.with_suffix(".state"))} == {plain.stat().st_mode}
+
+
 def test_what_the_disk_says_is_told(tmp_path):
     from training.output import whole
 

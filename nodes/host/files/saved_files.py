@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import folder_paths
@@ -34,8 +35,8 @@ def _input_files() -> list[str]:
 def save_new(tensors: dict[str, Tensor], prefix: str, suffix: str) -> str:
     """Writes a safetensors file to the output folder under a number that no file has; returns its name with the subfolder.
 
-    The name is taken before anything is written to it: whoever saves at the same time takes another. Raises IPAdapterError for a
-    prefix that leads out of the output folder.
+    The name is taken before anything is written to it: whoever saves at the same time takes another. Who may read the file is as with
+    any new one: safetensors alone would leave it to its owner. Raises IPAdapterError for a prefix that leads out of the output folder.
     """
     try:
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
@@ -47,6 +48,7 @@ def save_new(tensors: dict[str, Tensor], prefix: str, suffix: str) -> str:
         path = os.path.join(folder, f"{name}_{counter:05}{suffix}")
         try:
             open(path, "x").close()
+            mode = os.stat(path).st_mode
             break
         except FileExistsError:
             counter += 1
@@ -55,6 +57,8 @@ def save_new(tensors: dict[str, Tensor], prefix: str, suffix: str) -> str:
     except BaseException:
         os.remove(path)
         raise
+    with contextlib.suppress(OSError):  # some file systems have no modes
+        os.chmod(path, mode)
     return f"{subfolder}/{os.path.basename(path)}" if subfolder else os.path.basename(path)
 
 
