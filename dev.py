@@ -225,7 +225,7 @@ def with_repo() -> dict[str, str]:
 
 
 def world(arguments: list[str]) -> None:
-    """Make the tiny world's models from nothing, in about four and a half hours; goes on where it was stopped (see world/README.md)."""
+    """Make the tiny world's models from nothing, which takes hours; goes on where it was stopped (see world/README.md)."""
     python = with_training()
     run(python, "-m", "world", *arguments, env=with_repo())
 

@@ -24,6 +24,7 @@ from .scenes import Scene, caption, random_said
 WIDTHS = (64, 64, 64, 64)
 HEADS = 4
 BATCH, STEPS, RATE = 32, 9000, 8e-4
+SETTLE, SETTLE_RATE = 3000, 3e-4
 TEXT_STEPS = 1000  # after these the text encoder stays as it is, which saves a quarter of the time
 NO_TEXT = 0.1
 WIDE = 3  # every third batch is of two pictures side by side, each with its own text, as masks of halves have it
@@ -76,8 +77,11 @@ class Loss:
     the learned ones of EDM2 do (arXiv 2312.02696). What a shape is, is decided where the ratio is low.
     """
 
-    def __init__(self, model: Model, tokens: CLIPTokenizer, scenes: list[Scene], latents: Tensor, seed: str, text_steps: int = TEXT_STEPS):
-        self.text_steps = text_steps
+    def __init__(
+        self, model: Model, tokens: CLIPTokenizer, scenes: list[Scene], latents: Tensor, seed: str, text_steps: int = TEXT_STEPS,
+        wide: int = WIDE,
+    ):  # fmt: skip
+        self.text_steps, self.wide = text_steps, wide
         self.model, self.tokens, self.scenes, self.latents, self.seed = model, tokens, scenes, latents, seed
         self.schedule = scheduler()
         alphas = self.schedule.alphas_cumprod
@@ -93,7 +97,7 @@ class Loss:
         # one time in each of BATCH equal parts of the schedule
         times = ((torch.arange(BATCH) + torch.rand(BATCH, generator=g)) * (1000 / BATCH)).long()[torch.randperm(BATCH, generator=g)]
         clean = self.latents[rows]
-        if step % WIDE == WIDE - 1:
+        if step % self.wide == self.wide - 1:
             clean, times = torch.cat(clean.chunk(2), -1), times[: BATCH // 2]
         noise = torch.randn(clean.shape, generator=g)
         found = self.model.unet(self.schedule.add_noise(clean, noise, times), times, states).sample
@@ -106,3 +110,14 @@ def train(scenes: list[Scene], latents: Tensor, tokens: CLIPTokenizer, folder: P
     found: Any = fit(folder / "unet.pt", model, Loss(model, tokens, scenes, latents, "unet"), steps, RATE, decay=0.998)
     found.text = model.text.eval()  # its running mean would lag behind what the UNet learned with
     return found
+
+
+def settle(model: Model, scenes: list[Scene], latents: Tensor, tokens: CLIPTokenizer, folder: Path, steps: int = SETTLE) -> Model:
+    """A loaded `model` trained further, half of the batches wide; text encoder and the text's keys and values stay as 8 bits have them."""
+    model.unet.requires_grad_(True)
+    for name, weight in model.unet.named_parameters():
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            weight.requires_grad_(False)
+    loss = Loss(model, tokens, scenes, latents, "settled", text_steps=0, wide=2)
+    found: Any = fit(folder / "settled.pt", model, loss, steps, SETTLE_RATE, decay=0.998)
+    return found.requires_grad_(False)
