@@ -21,7 +21,7 @@ SHOWN = (  # shape, colour, background, size, position, style
     "circle green yellow small bottom outlined",
 )
 SIDE, SCALE = 64, 2
-PLUS = re.compile("Enhancer|LoadEmbeds")
+PLUS = re.compile("Enhancer|LoadEmbeds|SaveEmbeds")
 FRAMES = {"dawn and night": 2, "four frames": 4}  # pictures that are several
 UNIFIED = ("IPAdapterUnifiedLoader", "ImagePromptLoader")
 FILES = {  # checkpoints, clip_vision, standard, plus -> the published name
