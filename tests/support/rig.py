@@ -101,11 +101,13 @@ class Rig:
                 new = True
         return new
 
-    def save(self, name: str) -> None:
-        """Put a file of saved embeds or faces into input/: one that the pack's own example has written to output/."""
+    def save(self, name: str, prompt: convert.Prompt | None = None) -> None:
+        """Put a file of saved embeds or faces into input/: one that `prompt`, or else the pack's own example, has written to output/."""
         written = self.base / "output" / name
+        if prompt:
+            written.unlink(missing_ok=True)
         if not written.exists():
-            prompt = self.prompt(example(SAVERS[written.suffix]))
+            prompt = prompt or self.prompt(example(SAVERS[written.suffix]))
             ends = {key for key, node in prompt.items() if node["class_type"].startswith("IPAdapterSave")}
             self.server.wait(self.server.queue(convert.only(prompt, ends)))
         shutil.copy(written, self.base / "input" / name)

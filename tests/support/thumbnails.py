@@ -8,8 +8,10 @@ import argparse
 import io
 import json
 import re
+import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -19,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support import needs, sheet
 from support.convert import Prompt, to_prompt, without_adapters
 from support.demo import world_models
-from support.rig import REPO, Rig, adapter_nodes, examples
+from support.rig import REPO, SAVERS, Rig, adapter_nodes, example, examples
 from support.world_models import scenes_module
 
 CARD, GAP = 480, 12
@@ -116,21 +118,34 @@ def shown(rig: Rig, prompt: Prompt) -> list[Image.Image]:
     return frames(rig.server.pictures({"outputs": {last: entry["outputs"][last]}}))
 
 
+def in_words(rig: Rig, path: Path) -> Prompt:
+    """An example's prompt with Load Image where its pictures are."""
+    return sheet.with_loaders(to_prompt(json.loads(path.read_text(encoding="utf-8")), rig.info))
+
+
+def show(rig: Rig, prompt: Prompt, references: Iterable[sheet.Reference]) -> None:
+    """Has the prompt's Load Image nodes load these, one each."""
+    loaders = [node for node in prompt.values() if node["class_type"] == "LoadImage"]
+    for node, (name, _, picture) in zip(loaders, references, strict=False):
+        picture.save(rig.base / "input" / name)
+        node["inputs"]["image"] = name
+
+
 def thumbnail(rig: Rig, path: Path, number: int) -> Image.Image:
     """Of the example with this number in the list, which decides what its references show."""
     if drawn_card := named(path):
         return drawn_card
-    raw: Prompt = sheet.with_loaders(to_prompt(json.loads(path.read_text(encoding="utf-8")), rig.info))
+    raw = in_words(rig, path)
     if any(DRAWN.search(node["class_type"]) for node in raw.values()):
         return drawn("Animation" in path.stem)
     references = list(sheet.references(scenes_module()))
-    loaders = [node for node in raw.values() if node["class_type"] == "LoadImage"]
-    shown_here = [references[(number + i) % len(references)] for i in range(max(1, len(loaders)))]
-    for node, (name, _, picture) in zip(loaders, shown_here, strict=False):
-        picture.save(rig.base / "input" / name)
-        node["inputs"]["image"] = name
+    count = max(1, sum(node["class_type"] == "LoadImage" for node in raw.values()))
+    shown_here = [references[(number + i) % len(references)] for i in range(count)]
+    show(rig, raw, shown_here)
     for name in needs.saved(raw):
-        rig.save(name)
+        saving = in_words(rig, example(SAVERS[Path(name).suffix]))
+        show(rig, saving, shown_here)
+        rig.save(name, sheet.in_the_world(saving, rig.info))
     prompt = sheet.in_the_world(raw, rig.info)
     rows, plain = {"with": shown(rig, prompt)}, without_adapters(prompt, adapter_nodes())
     if any(node["class_type"] == "KSampler" for node in plain.values()):
@@ -146,7 +161,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as base, Rig(args.comfyui.resolve(), Path(base), world_models(Path(base)), real=False) as rig:
         for number, path in enumerate(examples()):
             if not args.names or path.stem in args.names:
-                thumbnail(rig, path, number).save(path.with_suffix(".jpg"), quality=85, optimize=True)
+                file = path.with_suffix(".jpg")
+                thumbnail(rig, path, number).save(file, quality=85, optimize=True)
+                if path.with_suffix(".app.json").exists():
+                    shutil.copy(file, path.with_suffix(".app.jpg"))
                 print(path.stem, flush=True)
 
 
