@@ -147,8 +147,9 @@ def saved_embeds(world: World, n: int, family: str) -> Shares:
         positive, negative = getattr(node, node.FUNCTION)(**encoded)[:2]
         save, load = world.node("IPAdapterSaveEmbeds")(), world.node("IPAdapterLoadEmbeds")()
         name = getattr(save, save.FUNCTION)(positive, f"proof_{i}")["ui"]["text"][0]
-        (Path(folder_paths.get_output_directory()) / name).replace(Path(folder_paths.get_input_directory()) / name)
+        saved = (Path(folder_paths.get_output_directory()) / name).replace(Path(folder_paths.get_input_directory()) / name)
         (loaded,) = getattr(load, load.FUNCTION)(name)
+        saved.unlink()
         apply = world.node("IPAdapterEmbeds")()
         given = dict(weight=1.0, weight_type="linear", start_at=0.0, end_at=1.0, embeds_scaling="V only", clip_vision=world.encoder)
         given |= dict(model=world.model, ipadapter=world.adapter(family), neg_embed=negative)
