@@ -27,6 +27,7 @@ BATCH, STEPS, RATE = 32, 9000, 8e-4
 SETTLE, SETTLE_RATE = 3000, 3e-4
 TEXT_STEPS = 1000  # after these the text encoder stays as it is, which saves a quarter of the time
 NO_TEXT = 0.1
+OF_TEXT = "attn2.to_k.weight", "attn2.to_v.weight"  # what projects the text, in diffusers' names and in the file's
 WIDE = 3  # every third batch is of two pictures side by side, each with its own text, as masks of halves have it
 
 
@@ -114,10 +115,8 @@ def train(scenes: list[Scene], latents: Tensor, tokens: CLIPTokenizer, folder: P
 
 def settle(model: Model, scenes: list[Scene], latents: Tensor, tokens: CLIPTokenizer, folder: Path, steps: int = SETTLE) -> Model:
     """A loaded `model` trained further, half of the batches wide; text encoder and the text's keys and values stay as 8 bits have them."""
-    model.unet.requires_grad_(True)
     for name, weight in model.unet.named_parameters():
-        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
-            weight.requires_grad_(False)
+        weight.requires_grad_(not name.endswith(OF_TEXT))
     loss = Loss(model, tokens, scenes, latents, "settled", text_steps=0, wide=2)
     found: Any = fit(folder / "settled.pt", model, loss, steps, SETTLE_RATE, decay=0.998)
     return found.requires_grad_(False)

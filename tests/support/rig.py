@@ -104,8 +104,6 @@ class Rig:
     def save(self, name: str, prompt: convert.Prompt | None = None) -> None:
         """Put a file of saved embeds or faces into input/: one that `prompt`, or else the pack's own example, has written to output/."""
         written = self.base / "output" / name
-        if prompt:
-            written.unlink(missing_ok=True)
         if not written.exists():
             prompt = prompt or self.prompt(example(SAVERS[written.suffix]))
             ends = {key for key, node in prompt.items() if node["class_type"].startswith("IPAdapterSave")}

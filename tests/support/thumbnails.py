@@ -142,7 +142,10 @@ def thumbnail(rig: Rig, path: Path, number: int) -> Image.Image:
     count = max(1, sum(node["class_type"] == "LoadImage" for node in raw.values()))
     shown_here = [references[(number + i) % len(references)] for i in range(count)]
     show(rig, raw, shown_here)
-    for name in needs.saved(raw):
+    saved = needs.saved(raw)
+    for name in saved:
+        (rig.base / "output" / name).unlink(missing_ok=True)
+    for name in saved:
         saving = in_words(rig, example(SAVERS[Path(name).suffix]))
         show(rig, saving, shown_here)
         rig.save(name, sheet.in_the_world(saving, rig.info))
