@@ -21,7 +21,6 @@ SHOWN = (  # shape, colour, background, size, position, style
     "circle green yellow small bottom outlined",
 )
 SIDE, SCALE = 64, 2
-Reference = tuple[str, Any, Image.Image]  # file name, scene, picture
 PLUS = re.compile("Enhancer|LoadEmbeds|SaveEmbeds")
 FRAMES = {"dawn and night": 2, "four frames": 4}  # pictures that are several
 UNIFIED = ("IPAdapterUnifiedLoader", "ImagePromptLoader")
@@ -31,7 +30,8 @@ FILES = {  # checkpoints, clip_vision, standard, plus -> the published name
 }
 
 
-def references(scenes: Any) -> Iterator[Reference]:
+def references(scenes: Any) -> Iterator[tuple[str, Any, Image.Image]]:
+    """File name, scene and picture of each reference."""
     for i, words in enumerate(SHOWN):
         shape, colour, background, size, position, style = words.split()
         scene = scenes.Scene(shape, colour, size, position, background, style)

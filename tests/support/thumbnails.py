@@ -11,7 +11,6 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -123,12 +122,16 @@ def in_words(rig: Rig, path: Path) -> Prompt:
     return sheet.with_loaders(to_prompt(json.loads(path.read_text(encoding="utf-8")), rig.info))
 
 
-def show(rig: Rig, prompt: Prompt, references: Iterable[sheet.Reference]) -> None:
-    """Has the prompt's Load Image nodes load these, one each."""
-    loaders = [node for node in prompt.values() if node["class_type"] == "LoadImage"]
-    for node, (name, _, picture) in zip(loaders, references, strict=False):
+def show(rig: Rig, prompt: Prompt, number: int) -> list[Image.Image]:
+    """Has the prompt's Load Image nodes load references, the first of which has this number, and gives these."""
+    loaders, references = [node for node in prompt.values() if node["class_type"] == "LoadImage"], [*sheet.references(scenes_module())]
+    found = []
+    for i, node in enumerate(loaders):
+        name, _, picture = references[(number + i) % len(references)]
         picture.save(rig.base / "input" / name)
         node["inputs"]["image"] = name
+        found.append(picture)
+    return found
 
 
 def thumbnail(rig: Rig, path: Path, number: int) -> Image.Image:
@@ -138,22 +141,18 @@ def thumbnail(rig: Rig, path: Path, number: int) -> Image.Image:
     raw = in_words(rig, path)
     if any(DRAWN.search(node["class_type"]) for node in raw.values()):
         return drawn("Animation" in path.stem)
-    references = list(sheet.references(scenes_module()))
-    count = max(1, sum(node["class_type"] == "LoadImage" for node in raw.values()))
-    shown_here = [references[(number + i) % len(references)] for i in range(count)]
-    show(rig, raw, shown_here)
     saved = needs.saved(raw)
+    source = in_words(rig, example(SAVERS[Path(saved[0]).suffix])) if saved else raw
+    references = show(rig, source, number)
     for name in saved:
         (rig.base / "output" / name).unlink(missing_ok=True)
     for name in saved:
-        saving = in_words(rig, example(SAVERS[Path(name).suffix]))
-        show(rig, saving, shown_here)
-        rig.save(name, sheet.in_the_world(saving, rig.info))
+        rig.save(name, sheet.in_the_world(source, rig.info))
     prompt = sheet.in_the_world(raw, rig.info)
     rows, plain = {"with": shown(rig, prompt)}, without_adapters(prompt, adapter_nodes())
     if any(node["class_type"] == "KSampler" for node in plain.values()):
         rows = {"without": shown(rig, plain)} | rows
-    return card([picture for _, _, picture in shown_here], {title: found for title, found in rows.items() if found})
+    return card(references, {title: found for title, found in rows.items() if found})
 
 
 def main() -> None:
