@@ -1,7 +1,8 @@
 """What training costs at SD 1.5's real size, on random weights: memory, samples per second, and what precompute saves.
 
 python benchmarks/train_cost.py FOLDER [--steps N] [--mixed-precision no]: writes the random models (5 GB) into FOLDER once. bf16, batch 1,
-512 pixels, gradient checkpointing, a plus adapter. On a CPU without bf16 instructions a step in bf16 takes longer than ten minutes.
+512 pixels, gradient checkpointing, a plus adapter. On a CPU without bf16 instructions a step in bf16 takes half an hour: there, make models and
+features with --mixed-precision no first.
 """
 
 import argparse
@@ -49,18 +50,19 @@ def make(folder: Path) -> None:
 
 
 def measure(folder: Path, data: Path, steps: int, precision: str) -> dict[str, float]:
-    """Seconds of a step after the first, and the largest resident memory of this process in GB."""
+    """Seconds of a step after the first, or of the first where `steps` is 0, and the largest resident memory of this process in GB."""
     from training.config import Settings
     from training.loop import Run
 
     given = dict(base=str(folder / "base"), image_encoder=str(folder / "encoder"), data=str(data), out=str(folder / "out"), family="plus")
     run = Run(Settings(**given, mixed_precision=precision, checkpointing=True))  # type: ignore[arg-type]
     batches = run.batches()
-    run.advance(batches)
     began = time.monotonic()
-    for _ in range(steps):
+    for step in range(steps + 1):
+        if step == 1:
+            began = time.monotonic()
         run.advance(batches)
-    return {"seconds": (time.monotonic() - began) / steps, "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    return {"seconds": (time.monotonic() - began) / max(1, steps), "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
 def main() -> None:
@@ -68,7 +70,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2, help="how many after the first; 0: the first is measured")
     parser.add_argument("--mixed-precision", default="bf16", choices=PRECISIONS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)  # one measurement, in a process of its own
     told = parser.parse_args()
