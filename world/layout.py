@@ -62,7 +62,7 @@ def _names(model: unet.Model, vae: Any) -> dict[str, tuple[Any, str]]:
 def _dtype(key: str, value: Tensor) -> torch.dtype:
     """Half precision; 8 bits for the matrices of the text encoder and of the UNet's text keys and values, to keep the file small."""
     text_matrix = key.startswith("cond_stage_model") or key.endswith(unet.OF_TEXT)
-    return torch.float8_e4m3fn if text_matrix and value.ndim == 2 else torch.float16
+    return unet.EIGHT_BITS if text_matrix and value.ndim == 2 else torch.float16
 
 
 def save_checkpoint(path: Path, model: unet.Model, vae: Any) -> None:

@@ -71,23 +71,14 @@ class World:
         latents, tokens = torch.load(self.latents, weights_only=True), text.tokenizer(self.tokenizer)
         return unet.train(self.pool()[0], latents, tokens, self.work, self.steps(unet.STEPS))
 
-    def settled(self) -> None:
-        """The UNet of the file trained further; what the files hold once more in diffusers' and transformers' layout, for the trainer."""
-        tokens, latents = text.tokenizer(self.tokenizer), torch.load(self.latents, weights_only=True)
-        model, vae = layout.load_checkpoint(self.checkpoint, tokens)
-        model = unet.settle(model, self.pool()[0], latents, tokens, self.work, self.steps(unet.SETTLE))
-        layout.save_checkpoint(self.checkpoint, model, vae)
-        layout.restore(self.models, self.work)
-
     def standard(self) -> None:
         self.adapter("standard")
         self.timed("fine-tuned UNet", self.fine_tuned)
 
-    def plus(self) -> None:
+    def start_of_plus(self) -> Path:
         tokens = text.tokenizer(self.tokenizer)
         model, encoder = layout.load_checkpoint(self.checkpoint, tokens)[0], layout.load_encoder(self.clip_vision)
-        train = partial(warm.train, model, tokens, encoder, *self.pool(), self.work, self.steps(warm.STEPS))
-        self.adapter("plus", self.timed("where plus begins", train))
+        return warm.train(model, tokens, encoder, *self.pool(), self.work, self.steps(warm.STEPS))
 
     def adapter(self, family: str, start: Path | None = None) -> None:
         count = self.steps(adapters.FAMILIES[family][0])
@@ -109,16 +100,17 @@ class World:
         self.timed("pictures", self.pool)
         beside(self.autoencoder, self.encoder)
         self.save(self.timed("UNet", self.text_to_image))
-        self.timed("settled UNet", self.settled)
-        beside(self.standard, self.plus)
+        start = self.timed("where plus begins", self.start_of_plus)
+        beside(self.standard, partial(self.adapter, "plus", start))
 
     def save(self, model: unet.Model) -> None:
-        """The files for ComfyUI, and the figures."""
+        """The files for ComfyUI, what they hold once more in diffusers' and transformers' layout for the trainer, and the figures."""
         scenes, pictures = self.pool()
         latents = torch.load(self.latents, weights_only=True)
         vae = autoencoder.refine(autoencoder.new(), pictures, latents, self.work, self.steps(autoencoder.REFINE))
         layout.save_checkpoint(self.checkpoint, model, vae)
         layout.save_encoder(self.clip_vision, vision.train(scenes, pictures, self.work, self.steps(vision.STEPS)))
+        layout.restore(self.models, self.work)
         found = reader.train(self.work, steps=self.steps(reader.STEPS))
         state = {key: value.half() if value.is_floating_point() else value for key, value in found.state_dict().items()}
         save_file(state, self.models / "reader.safetensors")

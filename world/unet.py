@@ -24,11 +24,13 @@ from .scenes import Scene, caption, random_said
 WIDTHS = (64, 64, 64, 64)
 HEADS = 4
 BATCH, STEPS, RATE = 32, 9000, 8e-4
-SETTLE, SETTLE_RATE = 3000, 3e-4
 TEXT_STEPS = 1000  # after these the text encoder stays as it is, which saves a quarter of the time
+SETTLED = 2 / 3  # after this share of the steps the side of the text is as the file's 8 bits have it, and the rest learns with that
 NO_TEXT = 0.1
-OF_TEXT = "attn2.to_k.weight", "attn2.to_v.weight"  # what projects the text, in diffusers' names and in the file's
-WIDE = 3  # every third batch is of two pictures side by side, each with its own text, as masks of halves have it
+EIGHT_BITS = torch.float8_e4m3fn
+OF_TEXT = "attn2.to_k.weight", "attn2.to_v.weight"  # what projects the text, in diffusers' names and the file's
+# every third batch, later every second, is of two pictures side by side, each with its own text, as masks of halves have it
+WIDE, WIDE_SETTLED = 3, 2
 
 
 class Model(nn.Module):
@@ -79,17 +81,16 @@ class Loss:
     """
 
     def __init__(
-        self, model: Model, tokens: CLIPTokenizer, scenes: list[Scene], latents: Tensor, seed: str, text_steps: int = TEXT_STEPS,
-        wide: int = WIDE,
-    ):  # fmt: skip
-        self.text_steps, self.wide = text_steps, wide
+        self, model: Model, tokens: CLIPTokenizer, scenes: list[Scene], latents: Tensor, seed: str, text_steps: int = TEXT_STEPS
+    ):
+        self.text_steps = text_steps
         self.model, self.tokens, self.scenes, self.latents, self.seed = model, tokens, scenes, latents, seed
         self.schedule = scheduler()
         alphas = self.schedule.alphas_cumprod
         weights = ((1 - alphas) / alphas).sqrt()
         self.weights = weights / weights.mean()
 
-    def __call__(self, step: int) -> Tensor:
+    def __call__(self, step: int, wide: int = WIDE) -> Tensor:
         g, rng = generator(self.seed, step), random.Random(f"{self.seed} {step}")
         rows = torch.randint(len(self.latents), (BATCH,), generator=g)
         captions = ["" if rng.random() < NO_TEXT else caption(self.scenes[row], random_said(rng)) for row in rows.tolist()]
@@ -98,25 +99,36 @@ class Loss:
         # one time in each of BATCH equal parts of the schedule
         times = ((torch.arange(BATCH) + torch.rand(BATCH, generator=g)) * (1000 / BATCH)).long()[torch.randperm(BATCH, generator=g)]
         clean = self.latents[rows]
-        if step % self.wide == self.wide - 1:
+        if step % wide == wide - 1:
             clean, times = torch.cat(clean.chunk(2), -1), times[: BATCH // 2]
         noise = torch.randn(clean.shape, generator=g)
         found = self.model.unet(self.schedule.add_noise(clean, noise, times), times, states).sample
         return ((found - noise).square().mean((1, 2, 3)) * self.weights[times]).mean()
 
 
+def settle(model: Model) -> None:
+    """Brings the matrices of the side of the text to what 8 bits have of them, which stays; nothing where that was done."""
+    matrices = [weight for weight in model.text.parameters() if weight.ndim == 2]
+    for weight in matrices + [weight for name, weight in model.unet.named_parameters() if name.endswith(OF_TEXT)]:
+        if weight.requires_grad:
+            weight.requires_grad_(False).copy_(weight.to(EIGHT_BITS))
+
+
 def train(scenes: list[Scene], latents: Tensor, tokens: CLIPTokenizer, folder: Path, steps: int = STEPS) -> Model:
     """latents [n, 4, 8, 8] of the scenes' pictures."""
     model = Model(tokens)
-    found: Any = fit(folder / "unet.pt", model, Loss(model, tokens, scenes, latents, "unet"), steps, RATE, decay=0.998)
-    found.text = model.text.eval()  # its running mean would lag behind what the UNet learned with
-    return found
+    batch, settled = Loss(model, tokens, scenes, latents, "unet"), round(steps * SETTLED)
 
+    def loss(step: int) -> Tensor:
+        if step < settled:
+            return batch(step)
+        settle(model)
+        return batch(step, WIDE_SETTLED)
 
-def settle(model: Model, scenes: list[Scene], latents: Tensor, tokens: CLIPTokenizer, folder: Path, steps: int = SETTLE) -> Model:
-    """A loaded `model` trained further, half of the batches wide; text encoder and the text's keys and values stay as 8 bits have them."""
-    for name, weight in model.unet.named_parameters():
-        weight.requires_grad_(not name.endswith(OF_TEXT))
-    loss = Loss(model, tokens, scenes, latents, "settled", text_steps=0, wide=2)
-    found: Any = fit(folder / "settled.pt", model, loss, steps, SETTLE_RATE, decay=0.998)
+    found: Any = fit(folder / "unet.pt", model, loss, steps, RATE, decay=0.998)
+    # the running mean of the side of the text would lag behind what the rest learned with
+    found.text = model.text.eval()
+    for name, weight in found.unet.named_parameters():
+        if name.endswith(OF_TEXT):
+            weight.copy_(model.unet.get_parameter(name).detach())
     return found.requires_grad_(False)
