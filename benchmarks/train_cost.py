@@ -1,7 +1,7 @@
 """What training costs at SD 1.5's real size, on random weights: memory, samples per second, and what precompute saves.
 
 python benchmarks/train_cost.py FOLDER [--steps N] [--mixed-precision no]: writes the random models (5 GB) into FOLDER once. bf16, batch 1,
-512 pixels, gradient checkpointing, a plus adapter. On a CPU without bf16 instructions a step in bf16 takes half an hour: there, make models and
+512 pixels, gradient checkpointing, a plus adapter. On a CPU without bf16 instructions a step in bf16 takes half an hour: there, make the
 features with --mixed-precision no first.
 """
 
