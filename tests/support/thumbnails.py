@@ -117,7 +117,7 @@ def shown(rig: Rig, prompt: Prompt) -> list[Image.Image]:
     return frames(rig.server.pictures({"outputs": {last: entry["outputs"][last]}}))
 
 
-def in_words(rig: Rig, path: Path) -> Prompt:
+def prompt_of(rig: Rig, path: Path) -> Prompt:
     """An example's prompt with Load Image where its pictures are."""
     return sheet.with_loaders(to_prompt(json.loads(path.read_text(encoding="utf-8")), rig.info))
 
@@ -138,11 +138,11 @@ def thumbnail(rig: Rig, path: Path, number: int) -> Image.Image:
     """Of the example with this number in the list, which decides what its references show."""
     if drawn_card := named(path):
         return drawn_card
-    raw = in_words(rig, path)
+    raw = prompt_of(rig, path)
     if any(DRAWN.search(node["class_type"]) for node in raw.values()):
         return drawn("Animation" in path.stem)
     saved = needs.saved(raw)
-    source = in_words(rig, example(SAVERS[Path(saved[0]).suffix])) if saved else raw
+    source = prompt_of(rig, example(SAVERS[Path(saved[0]).suffix])) if saved else raw
     references = show(rig, source, number)
     for name in saved:
         (rig.base / "output" / name).unlink(missing_ok=True)
