@@ -1,7 +1,7 @@
 """The main job, shown: a real server runs workflows/*.json with and without the adapter. Started by `python3 dev.py demo`.
 
-By default on the tiny world's trained models (see world/README.md), whose pictures say by themselves whether it works; with --models
-on real ones.
+By default on the tiny world's trained models (see world/README.md), whose pictures say by themselves whether it works: a contact sheet
+of the first example, and some others as they are. With --models on real ones.
 """
 
 import argparse
@@ -19,13 +19,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support import sheet
 from support.convert import without_adapters
 from support.rig import CACHE, REPO, Rig, adapter_nodes, example
-from support.server import link
-from support.world_models import MODELS, PUBLISHED, scenes_module
+from support.thumbnails import prompt_of, shown
+from support.thumbnails import show as put_references
+from support.world_models import scenes_module, world_models
+
+OTHERS = "03", "10", "12", "33"  # of one reference
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="dev.py demo", description="Run workflows on a real ComfyUI, with and without the adapter.")
-    parser.add_argument("workflows", nargs="*", type=Path, help="workflow files (default: the first; with --models the first two)")
+    parser.add_argument("workflows", nargs="*", type=Path, help="workflow files (default: the first and others; with --models two)")
     parser.add_argument("--models", type=Path, help="a models folder with real models; without it the tiny world's are used")
     parser.add_argument("--out", type=Path, default=REPO / "demo", help="folder of the pictures")
     parser.add_argument("--comfyui", type=Path, required=True, help=argparse.SUPPRESS)
@@ -42,16 +45,8 @@ def main() -> None:
         else:
             for workflow in args.workflows or [example("01")]:
                 show_world(rig, workflow, args.out)
-
-
-def world_models(base: Path) -> Path:
-    """A models folder with the tiny world's files under the published names that workflows ask for."""
-    folder = base / "world-models"
-    for name, file in PUBLISHED.items():
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        link(MODELS / file, target)
-    return folder
+            for number, workflow in enumerate([] if args.workflows else map(example, OTHERS)):
+                show_as_it_is(rig, workflow, number)
 
 
 def show(rig: Rig, workflow: Path, out: Path) -> None:
@@ -89,6 +84,16 @@ def show_world(rig: Rig, workflow: Path, out: Path) -> None:
     path = out / f"{workflow.stem}_sheet.png"
     sheet.draw(rows).save(path)
     print(f"  {path}")
+
+
+def show_as_it_is(rig: Rig, workflow: Path, number: int) -> None:
+    """Run one workflow of one reference, the one with this number, with its own settings, and print what was asked and what came out."""
+    raw = prompt_of(rig, workflow)
+    references = put_references(rig, raw, number)
+    prompt = sheet.in_the_world(raw, rig.info)
+    print(f"\n{workflow.name}\n  asked for: {sheet.told(references[0])}")
+    for title, version in {"without": without_adapters(prompt, adapter_nodes()), "with": prompt}.items():
+        print(f"    {title:9} {sheet.told(shown(rig, version)[0])}", flush=True)
 
 
 def progress(kind: str, started: float, line: str) -> None:

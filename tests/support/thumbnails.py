@@ -19,9 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from support import needs, sheet
 from support.convert import Prompt, to_prompt, without_adapters
-from support.demo import world_models
 from support.rig import REPO, SAVERS, Rig, adapter_nodes, example, examples
-from support.world_models import scenes_module
+from support.world_models import scenes_module, world_models
 
 CARD, GAP = 480, 12
 PICTURES, MASK = REPO / "web" / "pictures", "left half"

@@ -8,6 +8,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from support import lab
+from support.server import link
 
 REPO = Path(__file__).resolve().parents[2]
 MODELS = REPO / "world" / "models"
@@ -17,6 +18,16 @@ PUBLISHED = {  # the published name that workflows ask for -> the world's file
     "ipadapter/ip-adapter_sd15.safetensors": "ipadapter/tiny-world_standard.safetensors",
     "ipadapter/ip-adapter-plus_sd15.safetensors": "ipadapter/tiny-world_plus.safetensors",
 }
+
+
+def world_models(base: Path) -> Path:
+    """A models folder with the tiny world's files under the published names that workflows ask for."""
+    folder = base / "world-models"
+    for name, file in PUBLISHED.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        link(MODELS / file, target)
+    return folder
 
 
 def import_world() -> None:
