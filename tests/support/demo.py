@@ -19,8 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support import sheet
 from support.convert import without_adapters
 from support.rig import CACHE, REPO, Rig, adapter_nodes, example
-from support.thumbnails import prompt_of, shown
-from support.thumbnails import show as put_references
+from support.thumbnails import prompt_of, put_references, shown
 from support.world_models import scenes_module, world_models
 
 OTHERS = "03", "10", "12", "33"  # of one reference
@@ -88,10 +87,10 @@ def show_world(rig: Rig, workflow: Path, out: Path) -> None:
 
 def show_as_it_is(rig: Rig, workflow: Path, number: int) -> None:
     """Run one workflow of one reference, the one with this number, with its own settings, and print what was asked and what came out."""
-    raw = prompt_of(rig, workflow)
-    references = put_references(rig, raw, number)
+    scenes, raw = scenes_module(), prompt_of(rig, workflow)
+    put_references(rig, raw, number)
     prompt = sheet.in_the_world(raw, rig.info)
-    print(f"\n{workflow.name}\n  asked for: {sheet.told(references[0])}")
+    print(f"\n{workflow.name}\n  asked for: {scenes.caption([*sheet.references(scenes)][number][1])}")
     for title, version in {"without": without_adapters(prompt, adapter_nodes()), "with": prompt}.items():
         print(f"    {title:9} {sheet.told(shown(rig, version)[0])}", flush=True)
 

@@ -121,7 +121,7 @@ def prompt_of(rig: Rig, path: Path) -> Prompt:
     return sheet.with_loaders(to_prompt(json.loads(path.read_text(encoding="utf-8")), rig.info))
 
 
-def show(rig: Rig, prompt: Prompt, number: int) -> list[Image.Image]:
+def put_references(rig: Rig, prompt: Prompt, number: int) -> list[Image.Image]:
     """Has the prompt's Load Image nodes load references, the first of which has this number, and gives these."""
     loaders, references = [node for node in prompt.values() if node["class_type"] == "LoadImage"], [*sheet.references(scenes_module())]
     found = []
@@ -142,7 +142,7 @@ def thumbnail(rig: Rig, path: Path, number: int) -> Image.Image:
         return drawn("Animation" in path.stem)
     saved = needs.saved(raw)
     source = prompt_of(rig, example(SAVERS[Path(saved[0]).suffix])) if saved else raw
-    references = show(rig, source, number)
+    references = put_references(rig, source, number)
     for name in saved:
         (rig.base / "output" / name).unlink(missing_ok=True)
     for name in saved:
